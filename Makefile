@@ -1,0 +1,62 @@
+# Every target builds its own environment in .venv when that is missing or stale.
+# Fields of an experiment: make fig9 ARGS="--trials 50 --tau 0.5 1 5"
+
+PYTHON ?=
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+ARGS ?=
+UFM_FIGURES := fig3 fig9
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint format figures clean $(UFM_FIGURES)
+
+help:  ## This list
+	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
+	@awk -F ':.*## ' '/^[a-z0-9 $$()_-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
+
+fig3: $(READY)  ## Figure 3: found minima against Theorem 1 (30 s)
+fig9: $(READY)  ## Figure 9: collapse over temperatures (10 s)
+
+$(UFM_FIGURES):
+	@$(BIN)/python -m experiments $@ $(ARGS)
+
+figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (1 min)
+
+test: $(READY)  ## Tests without the slow ones (3 min)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(READY)  ## The slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY)  ## Linters, formatting and types (30 s)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and caches, keep results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Ready means: a Python that still runs, and every package of these two files installed.
+$(READY): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for candidate in python3 python3.13 python3.12 python3.11 python; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      python=$$candidate; break; \
+	    fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "error: no Python 3.11 or newer found; name one with 'make PYTHON=/path/to/python ...'." >&2; \
+	  exit 2; \
+	fi; \
+	if ! $(BIN)/python -c '' 2>/dev/null; then $$python -m venv --clear $(VENV); fi
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,130 @@
+"""The command line: `python -m experiments NAME [--field value ...]`.
+
+Exit codes: 0 the run finished, whatever its claims say; 2 bad input; 130 interrupted.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import matplotlib as mpl
+import tqdm
+import tyro
+
+from experiments import plotting, results
+from experiments.experiment import Claim, Config, Experiment, Progress, all_experiments
+
+_USAGE = "usage: python -m experiments NAME [--field value ...]     (NAME --help lists the fields)"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the experiment that `arguments` names, and returns the exit code."""
+    catalog = all_experiments()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE + "\n")
+        for experiment in catalog.values():
+            print(f"  {experiment.name:<12} {experiment.title}  ({experiment.duration})")
+        return 0
+    if arguments[0] not in catalog:
+        near = difflib.get_close_matches(arguments[0], catalog, n=1)
+        hint = f"did you mean {near[0]}? It must be" if near else "it must be"
+        return _bad_input(f"unknown experiment '{arguments[0]}': {hint} one of {', '.join(catalog)}.")
+
+    experiment = catalog[arguments[0]]
+    try:
+        config = _parse(experiment, arguments[1:])
+        experiment.check(config)
+        results.check_writable(config.out)
+    except ValueError as error:
+        return _bad_input(str(error))
+    except OSError as error:
+        return _bad_input(f"cannot write results into '{error.filename}': {error.strerror}.")
+    try:
+        run(experiment, config)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(experiment: Experiment, config: Config) -> None:
+    """Runs `experiment`, writes its results, and prints its claims and the path of its picture."""
+    _set_up_jax(getattr(config, "dtype", "float32"))
+    start = time.perf_counter()
+    with _progress_bar(experiment.name, config.quiet) as progress:
+        data = experiment.run(config, progress)
+    claims = experiment.claims(config, data)
+    with mpl.rc_context(plotting.STYLE):
+        figure = experiment.plot(config, data)
+        picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
+    if not config.quiet:
+        print(claims_table(claims))
+    print(picture)
+
+
+def claims_table(claims: list[Claim]) -> str:
+    """The claims as text, a verdict each."""
+    lines = []
+    for claim in claims:
+        lines.append(f"{'holds' if claim.holds else 'FAILS':<6} {claim.claim}")
+        lines.append(f"{'':<6} measured: {claim.measured}")
+    return "\n".join(lines)
+
+
+def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
+    """The config that the command line asks for; raises ValueError with tyro's complaint on one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                experiment.config,
+                prog=f"python -m experiments {experiment.name}",
+                description=f"{experiment.title} ({experiment.duration}).",
+                args=list(arguments),
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit_request:
+        if exit_request.code == 0:
+            raise
+        raise ValueError(_in_one_line(complaint.getvalue())) from None
+
+
+def _in_one_line(box: str) -> str:
+    """The message of the box in which tyro reports an error, with its best suggestion."""
+    # A title, then paragraphs between rules; drawn with other characters where UTF-8 is not spoken.
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    paragraphs = re.split(r"\n?[─-]{8,}\n?", "\n".join(lines))
+    message, *rest = [" ".join(text.split()) for text in paragraphs if text.strip()]
+    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(rest))
+    return message.rstrip(".") + (f"; perhaps you meant {suggestion[1]}." if suggestion else ".")
+
+
+def _set_up_jax(dtype: str) -> None:
+    """float64 where asked for, and one JAX device a core, so that trials run beside each other on CPUs."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
+        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    with tqdm.tqdm(desc=name, total=1.0, bar_format=layout, disable=quiet) as bar:
+
+        def progress(done: float, total: float) -> None:
+            bar.update(done / total - bar.n)
+
+        yield progress
+
+
+def _bad_input(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,135 @@
+"""What an experiment is: a config, a run that makes arrays, the claims they support, and a figure.
+
+Each experiment is one module of this package that defines `EXPERIMENT`; `all_experiments` finds it there.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import experiments
+from ufm_jax import _checks
+
+Data = dict[str, np.ndarray]
+"""Named arrays: everything a figure draws, with its axes."""
+
+Progress = Callable[[float, float], None]
+"""Called with the amount of work done and of all work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fields of every experiment."""
+
+    out: Path = Path("results")
+    """Folder for the results; the experiment writes into a folder of its own name there."""
+    seed: int = 0
+    """Seed of all random draws."""
+    quiet: bool = False
+    """Show no progress bar and no table, only the path of the picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UfmConfig(Config):
+    """Fields of every experiment on the unconstrained feature model."""
+
+    scale: Literal["paper"] = "paper"
+    """Size of the run; these experiments always run at the paper's own size."""
+    dtype: Literal["float32", "float64"] = "float64"
+    """Floating type of the computation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement about the data, whether it holds there, and the numbers that say so."""
+
+    claim: str
+    holds: bool
+    measured: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One experiment of the paper.
+
+    Attributes:
+        name: as typed on the command line.
+        title: one line for lists.
+        duration: usual time, for people.
+        config: its config class, all fields with defaults.
+        check: raises ValueError with one sentence where a config makes no sense.
+        run: computes the data; the same config on the same machine gives the same arrays.
+        claims: what the paper says of the experiment, judged on the data.
+        plot: the figure, laid out like the paper's.
+    """
+
+    name: str
+    title: str
+    duration: str
+    config: type[Config]
+    check: Callable[[Any], None]
+    run: Callable[[Any, Progress], Data]
+    claims: Callable[[Any, Data], list[Claim]]
+    plot: Callable[[Any, Data], Figure]
+
+
+def all_experiments() -> dict[str, Experiment]:
+    """Every experiment by name, in the order of the paper's figures."""
+    modules = (importlib.import_module(f"experiments.{m.name}") for m in _experiment_modules())
+    found = [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
+    return {e.name: e for e in sorted(found, key=_natural_order)}
+
+
+def _experiment_modules() -> list[pkgutil.ModuleInfo]:
+    return [m for m in pkgutil.iter_modules(experiments.__path__) if not m.name.startswith("_")]
+
+
+def _natural_order(experiment: Experiment) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", experiment.name)]
+
+
+def part(progress: Progress, index: int, count: int) -> Progress:
+    """The progress of the part `index` of `count` equal parts of a whole."""
+    return lambda done, total: progress(index + done / total, count)
+
+
+def check_ufm(
+    config: UfmConfig,
+    *,
+    num_classes: Any = 2,
+    samples_per_class: Any = 1,
+    dim: Any = 1,
+    tau: Any = 1.0,
+    trials: int = 1,
+    steps: int = 1,
+) -> None:
+    """Raises ValueError where a UFM experiment's sizes make no sense; swept fields may be tuples."""
+    for name, values, low in [
+        ("num_classes", num_classes, 2),
+        ("samples_per_class", samples_per_class, 1),
+        ("dim", dim, 1),
+        ("trials", trials, 1),
+        ("steps", steps, 1),
+        ("seed", config.seed, 0),
+    ]:
+        _check_not_empty(name, values)
+        _checks.at_least(name, values, low)
+    _check_not_empty("tau", tau)
+    _checks.positive("tau", tau)
+    if np.min(dim) < np.max(num_classes) - 1:
+        raise ValueError(
+            f"dim must be at least num_classes - 1 = {np.max(num_classes) - 1}, the fewest dimensions "
+            f"in which {np.max(num_classes)} classes can collapse to a simplex, but is {np.min(dim)}."
+        )
+
+
+def _check_not_empty(name: str, values: Any) -> None:
+    if np.size(values) == 0:
+        raise ValueError(f"{name} needs at least one value.")

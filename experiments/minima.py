@@ -1,0 +1,189 @@
+"""What Figures 3, 11, 12 and 13 share: minima found from random starts against their closed form.
+
+Two sweeps at the size of the paper's Figures 11 to 13: over the number of classes at one temperature, and
+over the temperature at one number of classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import ufm_jax as ufm
+from experiments import plotting
+from experiments.experiment import Claim, Data, Progress, UfmConfig, check_ufm, part
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(UfmConfig):
+    """Sizes as in the paper's Figures 11 to 13 (d = 16, n = 3, K = 3 for the sweep over tau)."""
+
+    num_classes: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+    """Numbers of classes of the first sweep, K."""
+    at_tau: float = 1.0
+    """Temperature of the first sweep."""
+    tau: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+    """Temperatures of the second sweep."""
+    at_num_classes: int = 3
+    """Number of classes of the second sweep."""
+    samples_per_class: int = 3
+    """Samples of each class, n."""
+    dim: int = 16
+    """Dimension of features and classifiers, d."""
+    trials: int = 20
+    """Random starts of each setting."""
+    steps: int = 2000
+    """Most iterations of a trial."""
+    tolerance: float = 1e-10
+    """Norm of the Riemannian gradient at which a trial ends."""
+
+
+class Setting(NamedTuple):
+    """What one of these figures puts into the frame.
+
+    Attributes:
+        problem: (config, labels, K, tau) to the problem.
+        minimum: (config, K, tau) to the closed form that found values are held against.
+        solver: how minima are found.
+        title: of the figure.
+        theory: name of the closed form.
+        at_collapse: where collapse need not be optimal, (config, K, tau) to the value there.
+    """
+
+    problem: Callable[[Any, jax.Array, int, Any], ufm.Problem]
+    minimum: Callable[[Any, int, Any], jax.Array]
+    solver: ufm.solvers.Solver
+    title: str
+    theory: str
+    at_collapse: Callable[[Any, int, Any], jax.Array] | None = None
+
+
+def check(config: Config) -> None:
+    check_ufm(
+        config,
+        num_classes=(*config.num_classes, config.at_num_classes),
+        samples_per_class=config.samples_per_class,
+        dim=config.dim,
+        tau=(*config.tau, config.at_tau),
+        trials=config.trials,
+        steps=config.steps,
+    )
+    check_ufm(config, num_classes=config.num_classes, dim=config.dim, tau=config.tau)
+
+
+def run(setting: Setting, config: Config, progress: Progress) -> Data:
+    # Each number of classes has shapes, and so a compiled program, of its own; temperatures share one.
+    parts = len(config.num_classes) + 1
+    by_classes = [
+        _found(setting, config, k, (config.at_tau,), part(progress, i, parts))
+        for i, k in enumerate(config.num_classes)
+    ]
+    by_tau = _found(setting, config, config.at_num_classes, config.tau, part(progress, parts - 1, parts))
+    first = {name: np.concatenate([found[name] for found in by_classes]) for name in by_tau}
+    return {
+        "num_classes": np.asarray(config.num_classes),
+        "tau": np.asarray(config.tau),
+        **{f"{name}_by_num_classes": values for name, values in first.items()},
+        **{f"{name}_by_tau": values for name, values in by_tau.items()},
+    }
+
+
+def _found(
+    setting: Setting, config: Config, num_classes: int, tau: tuple[float, ...], progress: Progress
+) -> Data:
+    """Values and NC metrics (tau, trial) of found minima, and the closed forms (tau,)."""
+    labels = ufm.balanced_labels(num_classes, config.samples_per_class)
+
+    def trial(tau: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        problem = setting.problem(config, labels, num_classes, tau)
+        start = problem.random_point(key, config.dim, config.dtype)
+        result = ufm.minimize(
+            problem, start, setting.solver, max_steps=config.steps, tolerance=config.tolerance
+        )
+        # Without a classifier the class means stand in for it.
+        W = _class_means(result.point.H, labels, num_classes) if result.point.W is None else result.point.W
+        return {
+            "value": result.value,
+            "gradient_norm": result.gradient_norm,
+            "steps": result.steps,
+            "nc1": ufm.metrics.nc1(result.point.H, labels, num_classes),
+            "nc2": ufm.metrics.nc2(W),
+            "nc3": ufm.metrics.nc3(W, result.point.H, labels),
+        }
+
+    temperatures = np.asarray(tau, config.dtype)
+    keys = jax.random.split(jax.random.key(config.seed), config.trials)
+    found = ufm.trials.grid(trial, {"tau": temperatures, "key": keys}, progress=progress)
+    found["minimum"] = np.asarray(setting.minimum(config, num_classes, temperatures))
+    if setting.at_collapse is not None:
+        found["at_collapse"] = np.asarray(setting.at_collapse(config, num_classes, temperatures))
+    return found
+
+
+def _class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    sums = jax.ops.segment_sum(features, labels, num_classes)
+    return sums / np.bincount(labels, minlength=num_classes)[:, None]
+
+
+def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:
+    made = []
+    for sweep, at in [
+        ("num_classes", f"tau = {config.at_tau:g}"),
+        ("tau", f"K = {config.at_num_classes}"),
+    ]:
+        gap = _gap(data, sweep)
+        worst = np.unravel_index(np.nanargmax(gap), gap.shape)
+        made.append(
+            Claim(
+                f"every value found over {_symbol(sweep)} at {at} equals {setting.theory}, to 1e-8",
+                bool(np.all(gap <= 1e-8)),
+                f"largest difference {gap[worst]:.2g}, at {_symbol(sweep)} = {data[sweep][worst[0]]:g}, "
+                f"in {gap.size} trials",
+            )
+        )
+    return made
+
+
+def _gap(data: Data, sweep: str) -> np.ndarray:
+    """Found minus closed form, (setting, trial): absolute, and relative where the value exceeds 1."""
+    theory = data[f"minimum_by_{sweep}"][:, None]
+    return np.abs(data[f"value_by_{sweep}"] - theory) / np.maximum(np.abs(theory), 1)
+
+
+def _symbol(sweep: str) -> str:
+    return {"num_classes": "K", "tau": "tau"}[sweep]
+
+
+def plot(setting: Setting, config: Config, data: Data) -> Figure:
+    figure = Figure(figsize=(7.5, 5.4))
+    panels = figure.subplots(2, 2, sharex="col", height_ratios=(2, 1))
+    for (above, below), sweep, axis, at in [
+        (panels[:, 0], "num_classes", "number of classes $K$", rf"$\tau = {config.at_tau:g}$"),
+        (panels[:, 1], "tau", r"temperature $\tau$", f"$K = {config.at_num_classes}$"),
+    ]:
+        x = data[sweep]
+        plotting.draw_theory(above, x, data[f"minimum_by_{sweep}"], setting.theory)
+        if setting.at_collapse is not None:
+            plotting.draw_theory(
+                above, x, data[f"at_collapse_by_{sweep}"], "value at collapse", linestyle="--", color="C1"
+            )
+        found = data[f"value_by_{sweep}"]
+        above.plot(np.repeat(x, found.shape[1]), found.ravel(), "o", markersize=4, alpha=0.5, label="found")
+        # An exact agreement has no logarithm: it is drawn at the bottom, at the rounding unit.
+        gap = np.maximum(_gap(data, sweep), np.finfo(found.dtype).eps / 2)
+        below.semilogy(np.repeat(x, gap.shape[1]), gap.ravel(), "o", markersize=3, alpha=0.5)
+        above.set(title=at, ylabel="loss")
+        below.set(xlabel=axis, ylabel="|found - closed form|")
+        below.set_ylim(bottom=1e-17)
+        if sweep == "tau":
+            below.set_xscale("log")
+    panels[0, 0].legend()
+    figure.suptitle(
+        f"{setting.title}; d={config.dim}, n={config.samples_per_class}, "
+        f"{config.trials} random starts each",
+        fontsize=10,
+    )
+    return figure

@@ -1,0 +1,107 @@
+"""Writing a run's results: all of them or none."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.experiment import Claim, Config, Data, Experiment
+
+_PACKAGES = ("ufm-jax", "jax", "jaxlib", "optax", "numpy", "matplotlib")
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder `out`, and raises OSError where results cannot be written into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".check-"):
+        pass
+
+
+def write(
+    experiment: Experiment, config: Config, data: Data, claims: list[Claim], figure: Figure, seconds: float
+) -> Path:
+    """Writes `data.npz`, `summary.json` and the figure as PNG and PDF, and returns the PNG's path.
+
+    The files appear together, in place of an earlier run's, once all of them are complete.
+    """
+    with _replacing(config.out / experiment.name) as folder:
+        np.savez(folder / "data.npz", allow_pickle=False, **data)
+        (folder / "summary.json").write_text(
+            json.dumps(_summary(experiment, config, claims, seconds), indent=2, default=str) + "\n"
+        )
+        figure.savefig(folder / f"{experiment.name}.png", dpi=200)
+        # Without a date the same figure is the same file.
+        figure.savefig(folder / f"{experiment.name}.pdf", metadata={"CreationDate": None})
+    return config.out / experiment.name / f"{experiment.name}.png"
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        new.chmod(0o755)
+        yield new
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+            folder.rename(old / folder.name)
+            new.rename(folder)
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _summary(experiment: Experiment, config: Config, claims: list[Claim], seconds: float) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    device = jax.devices()[0]
+    return {
+        "experiment": experiment.name,
+        "scale": fields.get("scale"),
+        "config": fields,
+        "seed": config.seed,
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+        "seconds": round(seconds, 3),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the checkout this code runs from and whether it has changes; None outside one."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        tracked = git("ls-files", Path(__file__).name)
+        return (
+            {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+            if tracked
+            else None
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""Flax networks on real data: CIFAR ResNets with the normalized and the plain head."""

@@ -1,0 +1,12 @@
+"""Tests run in float64 unless they say otherwise, on two CPU devices."""
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

@@ -1,0 +1,261 @@
+"""The command line as a person meets it, on runs small enough for a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ufm_jax as ufm
+from experiments import cli, fig09, minima, results
+from experiments.experiment import Claim, all_experiments
+
+ROOT = Path(__file__).parent.parent
+_SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "3"]
+SMALL = {
+    "fig3": ["--num_classes", "2", "4", "--tau", "0.5", "2", "--trials", "2", "--dim", "6"],
+    "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
+}
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def main(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("name", all_experiments())
+def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
+    code, out, _ = main(capsys, name, "--out", tmp_path, "--seed", 3, *SMALL[name])
+    assert code == 0
+    folder = tmp_path / name
+    assert out.splitlines()[-1] == str(folder / f"{name}.png")
+    assert {f.name for f in folder.iterdir()} == {f"{name}.png", f"{name}.pdf", "data.npz", "summary.json"}
+    assert [f.name for f in tmp_path.iterdir()] == [name]
+    assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+
+    with np.load(folder / "data.npz", allow_pickle=False) as data:
+        assert all(np.all(np.isfinite(data[key])) for key in data)
+    summary = json.loads((folder / "summary.json").read_text())
+    expected = ["experiment", "scale", "config", "seed", "claims", "seconds", "versions", "device", "git"]
+    assert list(summary) == expected
+    assert (summary["experiment"], summary["seed"], summary["scale"]) == (name, 3, "paper")
+    assert summary["config"]["trials"] == int(SMALL[name][SMALL[name].index("--trials") + 1])
+    assert summary["versions"]["jax"]
+    assert summary["seconds"] > 0
+    for claim in summary["claims"]:
+        assert set(claim) == {"claim", "holds", "measured"}
+        assert claim["claim"] in out
+    assert ("FAILS" in out) == (not all(claim["holds"] for claim in summary["claims"]))
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path):
+    def data(folder, seed):
+        arguments = ["fig9", "--out", tmp_path / folder, "--seed", seed, "--quiet", *SMALL["fig9"]]
+        done = command(*arguments)
+        assert done.returncode == 0, done.stderr
+        # Quiet means: the path of the picture and nothing else.
+        assert done.stdout == f"{tmp_path / folder / 'fig9' / 'fig9.png'}\n"
+        assert done.stderr == ""
+        return (tmp_path / folder / "fig9" / "data.npz").read_bytes()
+
+    assert data("a", 1) == data("b", 1)
+    assert data("a", 1) != data("a", 2)
+
+
+def test_fig9_data_has_the_documented_names_and_shapes(tmp_path, capsys):
+    main(capsys, "fig9", "--out", tmp_path, *SMALL["fig9"])
+    with np.load(tmp_path / "fig9" / "data.npz") as data:
+        for name in ("nc1", "nc2", "nc3", "accuracy", "loss"):
+            assert data[name].shape == (2, 3, 13)
+            assert data[name].dtype == np.float64
+        np.testing.assert_array_equal(data["tau"], [0.5, 5])
+        np.testing.assert_array_equal(data["step"], np.arange(13))
+        assert np.all(np.diff(data["loss"], axis=-1) <= 0)
+
+
+def test_fig3_finds_the_minimum_of_theorem_1(tmp_path, capsys):
+    _, out, _ = main(capsys, "fig3", "--out", tmp_path, *SMALL["fig3"])
+    assert "FAILS" not in out
+    with np.load(tmp_path / "fig3" / "data.npz") as data:
+        expected = [ufm.theory.cross_entropy_minimum(k, 1.0) for k in (2, 4)]
+        np.testing.assert_allclose(
+            data["value_by_num_classes"], np.array(expected)[:, None] * [1, 1], atol=1e-12
+        )
+
+
+def test_claims_judge_the_data():
+    """A run that does not do what the paper says is reported as such."""
+    config = fig09.Config(tau=(1.0, 5.0), trials=2, steps=4)
+    good = {name: np.zeros((2, 2, 5)) for name in ("nc1", "nc2", "nc3")}
+    good |= {
+        "tau": np.array([1.0, 5.0]),
+        "accuracy": np.ones((2, 2, 5)),
+        "gradient_norm": np.zeros((2, 2)),
+    }
+    verdicts = {c.claim: c.holds for c in fig09.claims(config, good)}
+    assert sum(verdicts.values()) == 5  # Without a stuck temperature the last claim fails.
+
+    wrong = good | {"accuracy": good["accuracy"] * 0.9, "nc1": good["nc1"] + 1}
+    wrong["nc2"] = np.where(wrong["tau"][:, None, None] == 5, 1.0, 0.5) * np.ones((2, 2, 5))
+    claims = [c.holds for c in fig09.claims(config, wrong)]
+    assert claims[0] is False
+    assert claims[2] is False
+    assert claims[3] is False
+
+    gap = {
+        f"{name}_by_{sweep}": np.zeros((1, 1)) for name in ("value",) for sweep in ("num_classes", "tau")
+    }
+    theory = {f"minimum_by_{sweep}": np.array([1e-7]) for sweep in ("num_classes", "tau")}
+    data = gap | theory | {"num_classes": np.array([3]), "tau": np.array([1.0])}
+    from experiments.fig03 import SETTING
+
+    assert not any(c.holds for c in minima.claims(SETTING, minima.Config(), data))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig9"),
+        (["nonsense"], "unknown experiment 'nonsense': it must be one of fig3"),
+        (["fig9", "--trails", "3"], "Unrecognized options: --trails, 3; perhaps you meant --trials."),
+        (["fig9", "--trials", "many"], "Error parsing --trials: invalid literal"),
+        (["fig9", "--dtype", "bfloat16"], "invalid choice 'bfloat16' for argument '--dtype'"),
+        (["fig9", "--num_classes", "1"], "num_classes must be finite and at least 2, but is 1."),
+        (
+            ["fig9", "--samples_per_class", "0"],
+            "samples_per_class must be finite and at least 1, but is 0.",
+        ),
+        (["fig9", "--tau", "1", "0"], "tau must be positive and finite, but is (1.0, 0.0)."),
+        (["fig9", "--tau", "nan"], "tau must be positive and finite"),
+        (["fig9", "--tau"], "tau needs at least one value."),
+        (["fig9", "--trials", "0"], "trials must be finite and at least 1, but is 0."),
+        (["fig9", "--steps", "0"], "steps must be finite and at least 1, but is 0."),
+        (["fig9", "--dim", "8"], "dim must be at least num_classes - 1 = 9, the fewest dimensions"),
+        (["fig3", "--dim", "14"], "dim must be at least num_classes - 1 = 15"),
+        (["fig3", "--at_tau", "-1"], "tau must be positive and finite"),
+        (["fig9", "--out", "/proc/nowhere"], "cannot write results into '/proc/nowhere'"),
+        (["fig9", "--seed", "-1"], "seed must be finite and at least 0, but is -1."),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", tmp_path] if len(arguments) > 1 else arguments
+    code, out, err = main(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_results_folder_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "results").write_text("not a folder")
+    code, _, err = main(capsys, "fig9", "--out", tmp_path / "results")
+    assert code == 2
+    assert "cannot write results into" in err
+    assert err.count("\n") == 1
+
+
+def test_without_arguments_the_experiments_are_listed(capsys):
+    code, out, _ = main(capsys)
+    assert code == 0
+    for name, experiment in all_experiments().items():
+        assert name in out
+        assert experiment.title in out
+        assert experiment.duration in out
+
+
+def test_help_names_every_field_with_its_default_and_meaning():
+    text = " ".join(command("fig9", "--help").stdout.split())
+    for field in (
+        "tau",
+        "num_classes",
+        "samples_per_class",
+        "dim",
+        "trials",
+        "steps",
+        "seed",
+        "dtype",
+        "out",
+    ):
+        assert f"--{field}" in text
+    assert "Iterations of gradient descent. (default: 200)" in text
+
+
+def test_experiments_are_in_the_order_of_the_paper():
+    numbers = [int("".join(filter(str.isdigit, name)) or 0) for name in all_experiments() if "fig" in name]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", "fig9", "--out", str(tmp_path), "--trials", "500"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+    if stop == signal.SIGINT:
+        assert err.splitlines()[-1] == "interrupted: nothing was written."
+
+
+def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):
+    arguments = ["fig9", "--out", tmp_path, "--quiet", *SMALL["fig9"]]
+    assert main(capsys, *arguments)[0] == 0
+    before = (tmp_path / "fig9" / "summary.json").read_text()
+    monkeypatch.setattr(results, "_summary", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([str(a) for a in arguments])
+    assert (tmp_path / "fig9" / "summary.json").read_text() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["fig9"]
+
+
+def test_a_second_run_replaces_the_first(tmp_path, capsys):
+    for seed in (1, 2):
+        main(capsys, "fig9", "--out", tmp_path, "--seed", seed, "--quiet", *SMALL["fig9"])
+    assert json.loads((tmp_path / "fig9" / "summary.json").read_text())["seed"] == 2
+    assert [f.name for f in tmp_path.iterdir()] == ["fig9"]
+
+
+def test_claims_are_printed_with_a_verdict_each():
+    table = cli.claims_table([Claim("water is wet", True, "0.9"), Claim("pigs fly", False, "0 m")])
+    assert table.splitlines() == [
+        "holds  water is wet",
+        "       measured: 0.9",
+        "FAILS  pigs fly",
+        "       measured: 0 m",
+    ]
+
+
+def test_float32_runs_in_float32(tmp_path):
+    done = command(
+        "fig9", "--dtype", "float32", "--out", tmp_path, "--quiet", *SMALL["fig9"], env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "fig9" / "data.npz") as data:
+        assert data["nc1"].dtype == data["tau"].dtype == np.float32

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy.special import log_softmax
+
+import ufm_jax as ufm
+from ufm_jax import losses
+
+
+def logits_and_labels(seed=0, n=7, k=5, scale=3.0):
+    generator = np.random.default_rng(seed)
+    return scale * generator.normal(size=(n, k)), generator.integers(0, k, n).astype(np.int32)
+
+
+def reference(name, logits, labels):
+    """The formulas of Appendix E.4, term by term."""
+    log_p = log_softmax(logits, axis=-1)
+    k = logits.shape[-1]
+    true = log_p[np.arange(len(labels)), labels]
+    if name == "cross_entropy":
+        return -true
+    if name == "focal":
+        return -((1 - np.exp(true)) ** 3.0) * true
+    alpha = 0.1
+    return -(1 - (k - 1) / k * alpha) * true - alpha / k * (log_p.sum(-1) - true)
+
+
+NAMES = ["cross_entropy", "focal", "label_smoothing"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_those_of_the_formula(name):
+    logits, labels = logits_and_labels()
+    ours = getattr(losses, name)(jnp.asarray(logits), labels)
+    np.testing.assert_allclose(ours, reference(name, logits, labels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_finite_differences(name):
+    logits, labels = logits_and_labels()
+    check_grads(lambda z: getattr(losses, name)(z, labels), (jnp.asarray(logits),), order=2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtype_is_kept_and_large_logits_are_finite(name, dtype):
+    logits = jnp.array([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]], dtype)
+    labels = jnp.array([0, 0])
+    loss = getattr(losses, name)
+    assert loss(logits, labels).dtype == dtype
+    assert np.all(np.isfinite(loss(logits, labels)))
+    assert np.all(np.isfinite(jax.grad(lambda z: loss(z, labels).sum())(logits)))
+
+
+def test_losses_reduce_to_cross_entropy():
+    logits, labels = logits_and_labels()
+    expected = losses.cross_entropy(jnp.asarray(logits), labels)
+    np.testing.assert_allclose(losses.focal(jnp.asarray(logits), labels, gamma=0.0), expected, rtol=1e-14)
+    np.testing.assert_allclose(
+        losses.label_smoothing(jnp.asarray(logits), labels, alpha=0.0), expected, rtol=1e-12
+    )
+
+
+def contrastive_by_loops(features, labels, tau):
+    """Equation (40), sum by sum, in extended precision."""
+    h = np.asarray(features, np.longdouble)
+    total, n = np.longdouble(0), len(labels)
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        positives = [j for j in others if labels[j] == labels[i]]
+        similarity = tau**2 * (h @ h[i])
+        top = max(similarity[others])
+        log_partition = top + np.log(np.sum(np.exp(similarity[others] - top)))
+        total += np.mean([log_partition - similarity[j] for j in positives])
+    return float(total / n)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 5.0, 30.0])
+def test_supervised_contrastive_equals_its_sums(tau):
+    generator = np.random.default_rng(1)
+    features = ufm.manifolds.normalize(jnp.asarray(generator.normal(size=(9, 4))))
+    for labels in [np.repeat([0, 1, 2], 3), np.array([0, 0, 1, 1, 1, 1, 2, 2, 2])]:
+        ours = losses.supervised_contrastive(features, jnp.asarray(labels), tau)
+        np.testing.assert_allclose(ours, contrastive_by_loops(features, labels, tau), rtol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [1.0, 30.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_supervised_contrastive_has_finite_gradients(tau, dtype):
+    labels = ufm.balanced_labels(3, 3)
+    features = ufm.manifolds.normalize(jax.random.normal(jax.random.key(0), (9, 4), dtype))
+    value, gradient = jax.value_and_grad(losses.supervised_contrastive)(features, labels, tau)
+    assert value.dtype == gradient.dtype == dtype
+    assert np.all(np.isfinite(gradient))
+    if dtype == jnp.float64:
+        check_grads(
+            lambda h: losses.supervised_contrastive(h, labels, tau) / tau**2,
+            (features,),
+            2,
+            rtol=1e-4,
+            eps=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda z, y: losses.focal(z, y, gamma=-1.0), "gamma must be finite and at least 0, but is -1.0"),
+        (lambda z, y: losses.label_smoothing(z, y, alpha=1.5), "alpha must lie between 0 and 1"),
+        (lambda z, y: losses.supervised_contrastive(z, y, 1.0), "at least two samples of every class"),
+        (lambda z, y: losses.supervised_contrastive(z, y, 0.0), "tau must be positive"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.zeros((3, 3)), jnp.array([0, 1, 1]))

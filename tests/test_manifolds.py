@@ -1,0 +1,172 @@
+"""Each operation of a manifold, as a property at random points."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ufm_jax as ufm
+from ufm_jax.manifolds import Euclidean, Oblique, Product, normalize
+
+MANIFOLDS = {
+    "oblique": Oblique(),
+    "euclidean": Euclidean(),
+    "product": Product(ufm.Point(W=Euclidean(), H=Oblique())),
+}
+# A few shapes only: each compiles every operation anew.
+shapes = st.tuples(st.sampled_from([(3, 5, 4), (1, 2, 2)]), st.integers(0, 2**32 - 1)).map(
+    lambda drawn: (*drawn[0], drawn[1])
+)
+
+
+def draw(manifold, sizes):
+    k, n, d, seed = sizes
+    keys = jax.random.split(jax.random.key(seed), 3)
+    like = ufm.Point(jnp.zeros((k, d)), jnp.zeros((n, d)))
+    point = manifold.random_point(keys[0], like)
+    ambient = Euclidean().random_point(keys[1], like)
+    return point, ambient, manifold.random_tangent(keys[2], point)
+
+
+def on_manifold(manifold, point):
+    spheres = {"oblique": [point.W, point.H], "euclidean": [], "product": [point.H]}
+    name = next(n for n, m in MANIFOLDS.items() if m == manifold)
+    return all(np.allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-14) for x in spheres[name])
+
+
+def test_tree_norm_is_the_norm_of_all_entries():
+    tangent = ufm.Point(jnp.array([[3.0]]), jnp.array([[0.0], [4.0]]))
+    assert Oblique().norm(tangent, tangent) == 5
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
+class TestProperties:
+    @given(sizes=shapes)
+    @settings(deadline=None, max_examples=20)
+    def test_projection_is_tangent_idempotent_and_orthogonal(self, manifold, sizes):
+        point, ambient, tangent = draw(manifold, sizes)
+        projected = manifold.project(point, ambient)
+        assert on_manifold(manifold, point)
+        if manifold == Oblique():
+            for x, v in zip(point, projected, strict=True):
+                np.testing.assert_allclose(np.sum(np.asarray(x * v), -1), 0, atol=1e-13)
+        again = manifold.project(point, projected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), projected, again)
+        rest = jax.tree.map(jnp.subtract, ambient, projected)
+        assert abs(manifold.inner_product(point, rest, tangent)) < 1e-12
+
+    @given(sizes=shapes)
+    @settings(deadline=None, max_examples=20)
+    def test_retraction_stays_and_agrees_with_the_geodesic_to_second_order(self, manifold, sizes):
+        point, _, tangent = draw(manifold, sizes)
+        errors = []
+        for t in (1e-2, 5e-3):
+            step = jax.tree.map(lambda v, t=t: t * v, tangent)
+            retracted, geodesic = manifold.retract(point, step), manifold.exp(point, step)
+            assert on_manifold(manifold, retracted)
+            assert on_manifold(manifold, geodesic)
+            errors.append(float(manifold.norm(point, jax.tree.map(jnp.subtract, retracted, geodesic))))
+        # An error of third order falls eightfold as the step is halved.
+        assert errors[0] < 1e-6
+        assert errors[1] <= errors[0] / 7 + 1e-15
+
+    @given(sizes=shapes)
+    @settings(deadline=None, max_examples=20)
+    def test_geodesics_have_the_length_of_their_velocity(self, manifold, sizes):
+        point, _, tangent = draw(manifold, sizes)
+        end = manifold.exp(point, jax.tree.map(lambda v: 0.3 * v, tangent))
+        np.testing.assert_allclose(manifold.distance(point, end), 0.3, rtol=1e-10)
+        assert manifold.distance(point, point) == 0
+
+    @given(sizes=shapes)
+    @settings(deadline=None, max_examples=20)
+    def test_transport_ends_in_the_tangent_space(self, manifold, sizes):
+        point, _, tangent = draw(manifold, sizes)
+        end = manifold.retract(point, tangent)
+        carried = manifold.transport(point, end, tangent)
+        again = manifold.project(end, carried)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), carried, again)
+
+    @given(sizes=shapes)
+    @settings(deadline=None, max_examples=10)
+    def test_gradient_and_hessian_are_derivatives_along_geodesics(self, manifold, sizes):
+        point, _, tangent = draw(manifold, sizes)
+
+        def f(p):
+            return jnp.sum(jnp.sin(p.W @ p.H.T)) + jnp.sum(p.W**3) + jnp.sum(jnp.cos(2 * p.H))
+
+        def along(t):
+            return f(manifold.exp(point, jax.tree.map(lambda v: t * v, tangent)))
+
+        gradient = jax.grad(f)(point)
+        hessian = jax.jvp(jax.grad(f), (point,), (tangent,))[1]
+        slope = manifold.inner_product(point, manifold.riemannian_gradient(point, gradient), tangent)
+        curvature = manifold.inner_product(
+            point, manifold.riemannian_hessian(point, gradient, hessian, tangent), tangent
+        )
+        h = 1e-3
+        # Fourth-order central differences.
+        values = [along(i * h) for i in (-2, -1, 0, 1, 2)]
+        first = np.dot([1, -8, 0, 8, -1], values) / (12 * h)
+        second = np.dot([-1, 16, -30, 16, -1], values) / (12 * h**2)
+        np.testing.assert_allclose(slope, first, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(curvature, second, rtol=1e-6, atol=1e-6)
+
+    def test_hessian_is_symmetric_and_tangent(self, manifold):
+        point, ambient, tangent = draw(manifold, (3, 4, 5, 7))
+        other = manifold.project(point, ambient)
+
+        def f(p):
+            return jnp.sum(jnp.sin(p.W @ p.H.T))
+
+        def hessian(v):
+            along = jax.jvp(jax.grad(f), (point,), (v,))[1]
+            return manifold.riemannian_hessian(point, jax.grad(f)(point), along, v)
+
+        left = manifold.inner_product(point, hessian(tangent), other)
+        right = manifold.inner_product(point, tangent, hessian(other))
+        np.testing.assert_allclose(left, right, rtol=1e-12)
+        image = hessian(tangent)
+        again = manifold.project(point, image)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), image, again)
+
+    def test_dtype_is_kept_and_operations_work_under_jit_and_vmap(self, manifold, key):
+        like = ufm.Point(jnp.zeros((3, 4), jnp.float32), jnp.zeros((5, 4), jnp.float32))
+
+        def move(key):
+            point = manifold.random_point(key, like)
+            return manifold.retract(point, manifold.random_tangent(key, point))
+
+        moved = jax.jit(jax.vmap(move))(jax.random.split(key, 6))
+        assert moved.W.shape == (6, 3, 4)
+        assert all(x.dtype == jnp.float32 for x in moved)
+
+
+def test_dimensions_and_scales_are_those_of_pymanopt():
+    pymanopt = pytest.importorskip("pymanopt")
+    point = ufm.Point(jnp.ones((3, 4)), jnp.ones((5, 4)))
+    oblique = pymanopt.manifolds.Product(
+        [pymanopt.manifolds.Oblique(4, 3), pymanopt.manifolds.Oblique(4, 5)]
+    )
+    euclidean = pymanopt.manifolds.Product(
+        [pymanopt.manifolds.Euclidean(3, 4), pymanopt.manifolds.Euclidean(5, 4)]
+    )
+    for ours, theirs in [(Oblique(), oblique), (Euclidean(), euclidean)]:
+        assert ours.dimension(point) == theirs.dim
+        assert ours.typical_distance(point) == pytest.approx(theirs.typical_dist)
+    mixed = MANIFOLDS["product"]
+    assert mixed.dimension(point) == 3 * 4 + 5 * 3
+    assert mixed.typical_distance(point) == pytest.approx(np.hypot(np.sqrt(12), np.pi * np.sqrt(5)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_normalize_handles_zero_tiny_and_huge_rows(dtype):
+    tiny = float(jnp.finfo(dtype).tiny)
+    rows = jnp.array([[0, 0, 0], [tiny, 0, 0], [0, -1 / tiny / 8, 0], [3, 4, 0]], dtype)
+    expected = [[1, 0, 0], [1, 0, 0], [0, -1, 0], [0.6, 0.8, 0]]
+    np.testing.assert_allclose(normalize(rows), expected, rtol=1e-6)
+    assert normalize(rows).dtype == dtype
+    derivative = jax.jacobian(normalize)(jnp.zeros((1, 3), dtype))
+    np.testing.assert_array_equal(derivative, 0)

@@ -1,0 +1,168 @@
+"""The metrics against a plain NumPy and SciPy evaluation of their definitions, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ufm_jax as ufm
+from ufm_jax import metrics
+
+
+def reference_nc1(features, labels, k):
+    h = np.asarray(features, np.float64)
+    mean = h.mean(0)
+    within, between = np.zeros((2, h.shape[1], h.shape[1]))
+    for c in range(k):
+        members = h[labels == c]
+        centre = members.mean(0)
+        within += (members - centre).T @ (members - centre) / len(h)
+        between += np.outer(centre - mean, centre - mean) / k
+    return np.trace(within @ scipy.linalg.pinv(between)) / k
+
+
+def reference_distance(gram):
+    k = len(gram)
+    return np.linalg.norm(gram / np.linalg.norm(gram) - (np.eye(k) - np.ones((k, k)) / k) / np.sqrt(k - 1))
+
+
+def reference_nc2(w):
+    w = np.asarray(w, np.float64)
+    return reference_distance(w @ w.T)
+
+
+def reference_nc3(w, features, labels):
+    h, w = np.asarray(features, np.float64), np.asarray(w, np.float64)
+    means = np.stack([h[labels == c].mean(0) for c in range(len(w))]) - h.mean(0)
+    return reference_distance(w @ means.T)
+
+
+def case(name, seed, dtype):
+    """Classifier, features and labels of one kind of input."""
+    generator = np.random.default_rng(seed)
+    k, n, d = 5, 6, 9
+    labels = np.repeat(np.arange(k), n)
+    w, h = generator.normal(size=(k, d)), generator.normal(size=(k * n, d))
+    frame = np.asarray(ufm.theory.simplex_etf(k, d))
+    if name == "collapsed":
+        w, h = frame, frame[labels] + 1e-4 * h
+    elif name == "rank_deficient_means":
+        # Two classes share their mean: the between-class covariance has rank K - 2.
+        h[labels == 1] += (h[labels == 0] - h[labels == 1]).mean(0)
+    elif name == "rank_one_classifier":
+        w = np.ones((k, 1)) * w[:1]
+    elif name == "unbalanced":
+        labels = np.sort(np.concatenate([np.arange(k), generator.integers(0, k, k * (n - 1))]))
+    elif name == "fewer_dimensions":
+        w, h = w[:, :3], h[:, :3]
+    return w.astype(dtype), h.astype(dtype), labels.astype(np.int32)
+
+
+CASES = [
+    "random",
+    "collapsed",
+    "rank_deficient_means",
+    "rank_one_classifier",
+    "unbalanced",
+    "fewer_dimensions",
+]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CASES)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=15)
+def test_metrics_equal_scipy(name, dtype, seed):
+    w, h, labels = case(name, seed, dtype)
+    if name == "rank_deficient_means" and dtype == np.float32:
+        return  # Rounding to float32 makes the means differ: nothing is deficient any more.
+    ours = (
+        metrics.nc1(jnp.asarray(h), jnp.asarray(labels), 5),
+        metrics.nc2(jnp.asarray(w)),
+        metrics.nc3(jnp.asarray(w), jnp.asarray(h), jnp.asarray(labels)),
+    )
+    assert {x.dtype for x in ours} == {np.dtype(dtype)}
+    theirs = (reference_nc1(h, labels, 5), reference_nc2(w), reference_nc3(w, h, labels))
+    # At collapse NC2 is rounding error, on both sides.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0 if name != "collapsed" else 1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exact_collapse_is_exactly_no_variability(dtype):
+    frame = ufm.theory.simplex_etf(7, 10, dtype)
+    labels = ufm.balanced_labels(7, 3)
+    assert metrics.nc1(frame[labels], labels, 7) == 0
+    precision = 10 * np.finfo(dtype).eps
+    assert metrics.nc2(frame) < precision
+    assert metrics.nc3(frame, frame[labels], labels) < precision
+
+
+def test_small_deviations_keep_their_digits():
+    """Features within 1e-9 of their class mean: NC1 near 1e-18, still right to ten digits."""
+    _, h, labels = case("random", 3, np.float64)
+    frame = np.asarray(ufm.theory.simplex_etf(5, 9))
+    small = frame[labels] + 1e-9 * h
+    exact = small.astype(np.longdouble)
+    centres = np.stack([exact[labels == c].mean(0) for c in range(5)])
+    spread = (exact - centres[labels]).astype(np.float64)
+    means = (centres - exact.mean(0)).astype(np.float64)
+    expected = np.trace(spread.T @ spread / 30 @ scipy.linalg.pinv(means.T @ means / 5)) / 5
+    np.testing.assert_allclose(
+        metrics.nc1(jnp.asarray(small), jnp.asarray(labels), 5), expected, rtol=1e-10
+    )
+
+
+def test_degenerate_inputs_have_a_defined_answer():
+    labels = ufm.balanced_labels(3, 2)
+    assert metrics.nc2(jnp.zeros((3, 4))) == pytest.approx(1)
+    assert metrics.nc3(jnp.zeros((3, 4)), jnp.ones((6, 4)), labels) == pytest.approx(1)
+    same = jnp.tile(jnp.array([0.3, 0.1, 0.7, -0.2]), (6, 1))
+    assert metrics.nc1(same, labels, 3) == 0
+
+
+def test_a_class_without_samples_is_an_error_and_nan_under_jit():
+    features, labels = jnp.ones((4, 3)), jnp.array([0, 0, 2, 2])
+    with pytest.raises(ValueError, match="every one of the 3 classes needs a sample, but class 1 has none"):
+        metrics.nc1(features, labels, 3)
+    with pytest.raises(ValueError, match="class 1 has none"):
+        metrics.nc3(jnp.ones((3, 3)), features, labels)
+    assert np.isnan(jax.jit(metrics.nc1, static_argnums=2)(features, labels, 3))
+
+
+def test_shapes_are_checked():
+    labels = ufm.balanced_labels(2, 2)
+    with pytest.raises(ValueError, match="features must be a matrix with a row a label"):
+        metrics.nc1(jnp.ones((3, 2)), labels, 2)
+    with pytest.raises(ValueError, match="W must be a matrix of at least two rows"):
+        metrics.nc2(jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match=r"labels must lie in 0..2, but go from 0 to 3"):
+        metrics.nc1(jnp.ones((4, 2)), jnp.array([0, 1, 2, 3]), 3)
+
+
+def test_metrics_do_not_depend_on_the_order_of_samples():
+    w, h, labels = case("unbalanced", 0, np.float64)
+    order = np.random.default_rng(1).permutation(len(labels))
+    for measure in [
+        lambda h, y: metrics.nc1(h, y, 5),
+        lambda h, y: metrics.nc3(jnp.asarray(w), h, y),
+        lambda h, y: metrics.accuracy(jnp.asarray(w), h, y),
+    ]:
+        here = measure(jnp.asarray(h), jnp.asarray(labels))
+        there = measure(jnp.asarray(h[order]), jnp.asarray(labels[order]))
+        np.testing.assert_allclose(here, there, rtol=1e-11)
+
+
+def test_accuracy_counts_right_answers():
+    W = jnp.eye(3)
+    features = jnp.array([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [1, 1, 0]])
+    assert metrics.accuracy(W, features, jnp.array([0, 1, 2, 0])) == 0.75
+
+
+def test_metrics_work_under_vmap():
+    inputs = [case("random", seed, np.float64) for seed in range(4)]
+    h, labels = jnp.stack([i[1] for i in inputs]), jnp.asarray(inputs[0][2])
+    together = jax.jit(jax.vmap(lambda h: metrics.nc1(h, labels, 5)))(h)
+    np.testing.assert_allclose(together, [reference_nc1(x, labels, 5) for x in h], rtol=1e-10)

@@ -1,0 +1,100 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+import ufm_jax as ufm
+from ufm_jax import theory
+
+
+@pytest.mark.parametrize(("k", "extra"), [(2, -1), (2, 3), (3, -1), (10, 0), (10, 22), (40, -1)])
+def test_simplex_etf_is_one(k, extra):
+    frame = np.asarray(theory.simplex_etf(k, k + extra))
+    assert frame.shape == (k, k + extra)
+    gram = k / (k - 1) * (np.eye(k) - 1 / k)
+    np.testing.assert_allclose(frame @ frame.T, gram, atol=1e-14)
+    assert ufm.metrics.nc2(jnp.asarray(frame)) < 1e-14
+
+
+def test_simplex_etf_needs_room():
+    with pytest.raises(ValueError, match="needs at least 9 dimensions, but dim is 8"):
+        theory.simplex_etf(10, 8)
+    assert theory.simplex_etf(3, 2, dtype=jnp.float32).dtype == jnp.float32
+
+
+def collapse(k, n, d=None):
+    frame = theory.simplex_etf(k, d or k)
+    labels = ufm.balanced_labels(k, n)
+    return ufm.Point(frame, frame[labels]), labels
+
+
+@pytest.mark.parametrize("k", [2, 3, 10])
+@pytest.mark.parametrize("tau", [0.1, 1.0, 5.0])
+def test_values_at_collapse_are_the_costs_there(k, tau):
+    point, labels = collapse(k, 4)
+    cases = [
+        (ufm.losses.cross_entropy, theory.cross_entropy_minimum(k, tau)),
+        (ufm.losses.focal, theory.focal_at_collapse(k, tau, 3.0)),
+        (ufm.losses.label_smoothing, theory.label_smoothing_at_collapse(k, tau, 0.1)),
+    ]
+    for loss, value in cases:
+        cost = ufm.normalized(labels, k, loss=loss, tau=tau).cost(point)
+        np.testing.assert_allclose(cost, value, rtol=1e-12, atol=1e-14)
+    cost = ufm.contrastive(labels, k, tau=tau).cost(point._replace(W=None))
+    np.testing.assert_allclose(cost, theory.supervised_contrastive_minimum(k, 4, tau), rtol=1e-12)
+
+
+@given(k=st.integers(2, 30), alpha=st.floats(0.01, 0.9), tau=st.floats(0.05, 20))
+@settings(deadline=None, max_examples=50)
+def test_label_smoothing_minimum_minimizes_its_one_dimensional_problem(k, alpha, tau):
+    def phi(s):
+        return np.log1p((k - 1) * np.exp(-s)) + alpha * (k - 1) / k * s
+
+    end = k * tau / (k - 1)
+    found = minimize_scalar(phi, bounds=(0, end), method="bounded", options={"xatol": 1e-10})
+    best = min(found.fun, phi(end))
+    minimum = theory.label_smoothing_minimum(k, tau, alpha)
+    np.testing.assert_allclose(minimum, best, rtol=1e-8)
+    at_collapse = theory.label_smoothing_at_collapse(k, tau, alpha)
+    if tau <= theory.label_smoothing_threshold(k, alpha):
+        np.testing.assert_allclose(minimum, at_collapse, rtol=1e-10)
+    else:
+        assert minimum < at_collapse
+
+
+def test_label_smoothing_ends_of_the_range():
+    assert theory.label_smoothing_threshold(5, 0.0) == np.inf
+    np.testing.assert_allclose(theory.label_smoothing_threshold(5, 1.0), 0, atol=1e-15)
+    np.testing.assert_allclose(
+        theory.label_smoothing_minimum(5, 2.0, 0.0), theory.cross_entropy_minimum(5, 2.0), rtol=1e-14
+    )
+    np.testing.assert_allclose(theory.label_smoothing_minimum(5, 2.0, 1.0), np.log(5), rtol=1e-12)
+
+
+def test_functions_of_tau_broadcast():
+    tau = np.array([[0.5, 1.0], [2.0, 100.0]])
+    values = theory.cross_entropy_minimum(4, tau)
+    assert values.shape == (2, 2)
+    # At tau = 100 the value is far below the rounding unit, and still right.
+    np.testing.assert_allclose(values[1, 1], 3 * np.exp(-400 / 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: theory.cross_entropy_minimum(1, 1.0),
+            "num_classes must be finite and at least 2, but is 1",
+        ),
+        (lambda: theory.cross_entropy_minimum(3, 0.0), "tau must be positive and finite, but is 0.0"),
+        (lambda: theory.label_smoothing_minimum(3, 1.0, -0.1), "alpha must lie between 0 and 1"),
+        (lambda: theory.focal_at_collapse(3, 1.0, -1.0), "gamma must be finite and at least 0"),
+        (lambda: theory.supervised_contrastive_minimum(3, 1, 1.0), "samples_per_class must be"),
+        (lambda: theory.simplex_etf(1, 4), "num_classes must be"),
+    ],
+)
+def test_bad_input_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

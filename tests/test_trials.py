@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm_jax as ufm
+
+LABELS = ufm.balanced_labels(4, 3)
+
+
+def trial(tau, key):
+    problem = ufm.normalized(LABELS, 4, tau=tau)
+    point = problem.random_point(key, 6)
+    result = ufm.minimize(problem, point, ufm.solvers.gradient_descent(), max_steps=8, tolerance=0.0)
+    return {"value": result.value, "W": result.point.W}
+
+
+TAU = np.array([0.5, 1.0, 5.0])
+KEYS = jax.random.split(jax.random.key(0), 5)
+
+
+def test_a_grid_is_every_combination_in_order():
+    data = ufm.trials.grid(trial, {"tau": TAU, "key": KEYS})
+    assert data["value"].shape == (3, 5)
+    assert data["W"].shape == (3, 5, 4, 6)
+    for i, j in [(0, 0), (1, 4), (2, 2)]:
+        alone = trial(TAU[i], KEYS[j])
+        np.testing.assert_allclose(data["value"][i, j], alone["value"], rtol=1e-12)
+        np.testing.assert_allclose(data["W"][i, j], alone["W"], atol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 15, 100])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_no_way_of_running_changes_the_result(batch_size, devices):
+    expected = ufm.trials.grid(trial, {"tau": TAU, "key": KEYS}, devices=jax.local_devices()[:1])
+    data = ufm.trials.grid(
+        trial, {"tau": TAU, "key": KEYS}, batch_size=batch_size, devices=jax.local_devices()[:devices]
+    )
+    if batch_size == 1:
+        jax.tree.map(np.testing.assert_array_equal, data, expected)
+    else:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), data, expected)
+
+
+def test_axes_may_be_pytrees():
+    points = {"W": jnp.arange(6.0).reshape(3, 2), "b": jnp.arange(3.0)}
+    data = ufm.trials.grid(
+        lambda point, scale: scale * jnp.sum(point["W"]) + point["b"],
+        {"scale": np.array([1.0, 10.0]), "point": points},
+    )
+    np.testing.assert_array_equal(data, [[1, 6, 11], [10, 51, 92]])
+
+
+def test_progress_counts_up_to_all_trials():
+    seen = []
+    ufm.trials.run(lambda x: x + 1, np.arange(101.0), progress=lambda *state: seen.append(state))
+    assert seen[0] == (0, 101)
+    assert seen[-1] == (101, 101)
+    assert seen == sorted(seen)
+    assert 10 < len(seen) <= 22
+
+
+def test_every_chunk_has_one_shape_and_compiles_once():
+    traces = []
+
+    def counted(x):
+        traces.append(x.shape)
+        return 2 * x
+
+    data = ufm.trials.run(counted, np.arange(103.0))
+    np.testing.assert_array_equal(data, 2 * np.arange(103.0))
+    assert len(traces) == 1
+
+
+def test_batches_are_cut_to_the_memory_that_is_allowed():
+    one = np.ones((1000, 8, 8))
+
+    def product(x):
+        return jnp.linalg.norm(x @ x)
+
+    bytes_of_one = ufm.trials._bytes_of_a_trial(product, one[0])
+    assert 8 * 64 <= bytes_of_one <= 8 * 64 * 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"axes": {"tau": np.zeros((0,)), "key": KEYS}}, "the length of axis 'tau' must be"),
+        ({"axes": {"tau": TAU, "key": KEYS}, "batch_size": 0}, "batch_size must be finite and at least 1"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ufm.trials.grid(trial, **arguments)

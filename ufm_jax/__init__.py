@@ -1,0 +1,25 @@
+"""ufm-jax: neural collapse with normalized features, as pure functions on JAX arrays."""
+
+from ufm_jax import losses, manifolds, metrics, solvers, theory, trials
+from ufm_jax._version import __version__
+from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
+from ufm_jax.solvers import Result, Status, minimize
+
+__all__ = [
+    "Point",
+    "Problem",
+    "Result",
+    "Status",
+    "__version__",
+    "balanced_labels",
+    "contrastive",
+    "losses",
+    "manifolds",
+    "metrics",
+    "minimize",
+    "normalized",
+    "regularized",
+    "solvers",
+    "theory",
+    "trials",
+]

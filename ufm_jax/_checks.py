@@ -1,0 +1,64 @@
+"""Checks of what a caller passes: one sentence that says what was wrong and what is allowed.
+
+Values known only at run time (tracers under `jit` or `vmap`) cannot be checked and pass.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+
+def is_concrete(*values: Any) -> bool:
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+
+
+def positive(name: str, value: Any) -> None:
+    if is_concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be positive and finite, but is {value}.")
+
+
+def at_least(name: str, value: Any, low: float) -> None:
+    if is_concrete(value) and not np.all((np.asarray(value) >= low) & np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be finite and at least {low}, but is {value}.")
+
+
+def within(name: str, value: Any, low: float, high: float) -> None:
+    if is_concrete(value) and not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+        raise ValueError(f"{name} must lie between {low} and {high}, but is {value}.")
+
+
+def labels_in_range(labels: chex.Array, num_classes: int) -> None:
+    """`labels` is a vector of integers in 0..K-1, K at least 2."""
+    at_least("num_classes", num_classes, 2)
+    if labels.ndim != 1 or labels.shape[0] == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "labels must be a non-empty vector of integers, "
+            f"but have shape {labels.shape} and dtype {labels.dtype}."
+        )
+    if is_concrete(labels):
+        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels must lie in 0..{num_classes - 1}, but go from {low} to {high}.")
+
+
+def every_class_present(labels: chex.Array, num_classes: int) -> None:
+    labels_in_range(labels, num_classes)
+    if is_concrete(labels):
+        counts = np.bincount(np.asarray(labels), minlength=num_classes)
+        if np.any(counts == 0):
+            raise ValueError(
+                f"every one of the {num_classes} classes needs a sample, "
+                f"but class {int(np.argmin(counts))} has none."
+            )
+
+
+def pairs_in_every_class(labels: chex.Array) -> None:
+    if is_concrete(labels):
+        classes, counts = np.unique(np.asarray(labels), return_counts=True)
+        if np.any(counts < 2):
+            raise ValueError(
+                "the supervised contrastive loss needs at least two samples of every class, "
+                f"but class {classes[np.argmin(counts)]} has one."
+            )

@@ -1,0 +1,107 @@
+"""Losses of a classifier's logits, per sample and in optax's style, and the contrastive loss of features.
+
+Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks
+from ufm_jax._products import matmul
+
+
+def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """Cross entropy `-log softmax(logits)[label]`, Appendix B.3.
+
+    Args:
+        logits: scores of the classes, (..., K).
+        labels: true classes in 0..K-1, integers (...).
+
+    Returns:
+        The loss of each sample, (...).
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Array:
+    """Focal loss `-(1 - p)^gamma log p`, p the softmax probability of the true class (Appendix E.4).
+
+    Args:
+        logits: scores of the classes, (..., K).
+        labels: true classes in 0..K-1, integers (...).
+        gamma: focusing parameter, at least 0; 0 is cross entropy. Below 1 the loss has no bounded slope
+            as p reaches 1.
+
+    Returns:
+        The loss of each sample, (...).
+
+    Raises:
+        ValueError: `gamma` is negative.
+
+    Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
+    """
+    _checks.at_least("gamma", gamma, 0)
+    negative_log_p = cross_entropy(logits, labels)
+    return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+
+
+def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) -> chex.Array:
+    """Cross entropy against `(1 - alpha) onehot(label) + alpha / K` (Appendix E.4).
+
+    Args:
+        logits: scores of the classes, (..., K).
+        labels: true classes in 0..K-1, integers (...).
+        alpha: smoothing parameter in [0, 1]; 0 is cross entropy.
+
+    Returns:
+        The loss of each sample, (...).
+
+    Raises:
+        ValueError: `alpha` is outside [0, 1].
+
+    Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
+    """
+    _checks.within("alpha", alpha, 0, 1)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, alpha))
+
+
+def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float) -> chex.Array:
+    """Supervised contrastive loss over a whole data set, equation (40).
+
+    Args:
+        features: unit rows, (N, d).
+        labels: classes, integers (N,); every class that occurs has at least two samples.
+        tau: temperature, positive; the similarities are `tau^2 <h_i, h_j>`.
+
+    Returns:
+        The mean loss of the N anchors, a scalar.
+
+    Raises:
+        ValueError: `tau` is not positive, or a class has a single sample (checked outside `jit`).
+
+    Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
+    """
+    _checks.positive("tau", tau)
+    _checks.pairs_in_every_class(labels)
+    return jnp.mean(contrastive_of_similarities(tau**2 * matmul(features, features.T), labels))
+
+
+def contrastive_of_similarities(similarities: chex.Array, labels: chex.Array) -> chex.Array:
+    """The terms of equation (40), one an anchor, from the N x N similarities `tau^2 H H^T`.
+
+    Args:
+        similarities: (N, N), its diagonal is ignored.
+        labels: classes, integers (N,).
+
+    Returns:
+        For each anchor i the mean over the others j of its class of
+        `log sum_{l != i} exp(s_il) - s_ij`, (N,).
+    """
+    others = ~jnp.eye(len(labels), dtype=bool)
+    positives = others & (labels[:, None] == labels[None, :])
+    log_partition = jax.nn.logsumexp(similarities, axis=-1, where=others)
+    positive_mean = jnp.sum(jnp.where(positives, similarities, 0), -1) / jnp.sum(positives, -1)
+    return log_partition - positive_mean

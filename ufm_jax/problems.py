@@ -1,0 +1,245 @@
+"""The optimization problems of the paper over unconstrained features, as pure functions of a point.
+
+Every problem here has one shape: an expensive bilinear part, the scores of the samples, and a cheap rest,
+
+    cost(point) = mean_i loss(scores(point)_i, label_i) + decays.
+
+The split shows where the time goes: a gradient needs three N x K x d products, and the scores of an
+accepted step are the first of the next. A `Problem` is a pytree (labels, tau and the decays are leaves), so
+it passes through `jit` and `vmap` like any array.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks, losses
+from ufm_jax._products import matmul
+from ufm_jax.manifolds import Euclidean, Manifold, Oblique
+
+Loss = Callable[[chex.Array, chex.Array], chex.Array]
+"""A loss per sample: logits (N, K) and labels (N,) to (N,)."""
+
+
+class Point(NamedTuple):
+    """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d)."""
+
+    W: chex.Array | None
+    H: chex.Array
+
+
+class Evaluation(NamedTuple):
+    """A point with the forward pass made there: scores (N, K), or (N, N) without classifier, and cost."""
+
+    point: Point
+    scores: chex.Array
+    value: chex.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Minimize `mean_i loss(scores_i, labels_i) + decay.W/2 |W|^2 + decay.H/2 |H|^2` over a manifold.
+
+    Made by `normalized`, `regularized` and `contrastive`, which check their arguments. `labels`, `tau` and
+    `decay` are leaves and may carry a batch axis under `vmap`; the other fields are static.
+    """
+
+    labels: chex.Array
+    tau: chex.Numeric
+    decay: Point | None
+    num_classes: int = dataclasses.field(metadata={"static": True})
+    loss: Loss = dataclasses.field(metadata={"static": True})
+    manifold: Manifold = dataclasses.field(metadata={"static": True})
+    has_classifier: bool = dataclasses.field(metadata={"static": True})
+
+    def random_point(self, key: chex.PRNGKey, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
+        """A random start: uniform on the spheres, or standard normal entries where there are none.
+
+        Args:
+            key: random key.
+            dim: d, at least 1. A warning is given for d < K - 1, where no simplex ETF fits.
+            dtype: floating type; JAX's default if None.
+
+        Returns:
+            `Point(W=(K, d), H=(N, d))`, W None for a contrastive problem.
+
+        Raises:
+            ValueError: d < 1.
+        """
+        _checks.at_least("dim", dim, 1)
+        if dim < self.num_classes - 1:
+            warnings.warn(
+                f"dim is {dim}, but a simplex ETF of {self.num_classes} classes needs at least "
+                f"{self.num_classes - 1} dimensions: neural collapse is out of reach.",
+                stacklevel=2,
+            )
+        dtype = jax.dtypes.canonicalize_dtype(dtype or float)
+        W = jax.ShapeDtypeStruct((self.num_classes, dim), dtype) if self.has_classifier else None
+        return self.manifold.random_point(
+            key, Point(W, jax.ShapeDtypeStruct((len(self.labels), dim), dtype))
+        )
+
+    def scores(self, point: Point) -> chex.Array:
+        """`tau H W^T` (N, K); without a classifier `tau^2 H H^T` (N, N)."""
+        return self._scale(point) * matmul(point.H, self._against(point).T)
+
+    def cost(self, point: Point) -> chex.Array:
+        """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
+        return self.evaluate(point).value
+
+    def evaluate(self, point: Point) -> Evaluation:
+        """The scores and the cost at `point`: one product."""
+        scores = self.scores(point)
+        value = self._mean_loss(scores)
+        if self.decay is not None:
+            squares = jax.tree.map(
+                lambda rate, x: self._cast(rate, point) * jnp.sum(x**2), self.decay, point
+            )
+            value = value + optax.tree.sum(squares) / 2
+        return Evaluation(point, scores, value)
+
+    def euclidean_gradient(self, evaluation: Evaluation) -> Point:
+        """The gradient of `cost` in the ambient space, given the forward pass: two products.
+
+        With G = d mean loss / d scores it is `tau G^T H` for W and `tau G W` for H (equation (15)).
+        """
+        point = evaluation.point
+        G = self._scale(point) * jax.grad(self._mean_loss)(evaluation.scores)
+        if point.W is None:
+            return Point(None, matmul(G + G.T, point.H))
+        gradient = Point(matmul(G.T, point.H), matmul(G, point.W))
+        if self.decay is None:
+            return gradient
+        return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
+
+    def gradient(self, evaluation: Evaluation) -> Point:
+        """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
+        return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
+
+    def _against(self, point: Point) -> chex.Array:
+        return point.H if point.W is None else point.W
+
+    def _scale(self, point: Point) -> chex.Array:
+        tau = self._cast(self.tau, point)
+        return tau**2 if point.W is None else tau
+
+    def _mean_loss(self, scores: chex.Array) -> chex.Array:
+        return jnp.mean(self.loss(scores, self.labels))
+
+    @staticmethod
+    def _cast(scalar: chex.Numeric, point: Point) -> chex.Array:
+        return jnp.asarray(scalar, point.H.dtype)
+
+
+def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
+    """Labels of K classes with n samples each: 0 n times, then 1 n times, and so on.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+
+    Returns:
+        int32 (N,), N = nK.
+
+    Raises:
+        ValueError: K < 2 or n < 1.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("samples_per_class", samples_per_class, 1)
+    return jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), samples_per_class)
+
+
+def normalized(
+    labels: chex.Array, num_classes: int, loss: Loss = losses.cross_entropy, tau: chex.Numeric = 1.0
+) -> Problem:
+    """The normalized UFM, problem (4): unit classifier rows and unit features, logits `tau <w_k, h_i>`.
+
+    Args:
+        labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for
+            balanced ones.
+        num_classes: K, at least 2.
+        loss: per-sample loss of logits (N, K) and labels (N,), for example of `ufm_jax.losses`.
+        tau: temperature, positive; a scalar, which may be traced.
+
+    Returns:
+        The problem, on the oblique manifold.
+
+    Raises:
+        ValueError: K < 2, a label out of range, or tau not positive (checked outside `jit`).
+    """
+    _checks.positive("tau", tau)
+    return _problem(labels, num_classes, loss, Oblique(), tau=tau)
+
+
+def regularized(
+    labels: chex.Array,
+    num_classes: int,
+    loss: Loss = losses.cross_entropy,
+    weight_decay: chex.Numeric = 1e-4,
+    feature_decay: chex.Numeric = 1e-4,
+) -> Problem:
+    """The regularized UFM: free W and H, `mean loss(H W^T) + weight_decay/2 |W|^2 + feature_decay/2 |H|^2`.
+
+    Args:
+        labels: classes in 0..K-1, integers (N,).
+        num_classes: K, at least 2.
+        loss: per-sample loss of logits (N, K) and labels (N,).
+        weight_decay: lambda_W, at least 0.
+        feature_decay: lambda_H, at least 0.
+
+    Returns:
+        The problem, on Euclidean space, without bias.
+
+    Raises:
+        ValueError: K < 2, a label out of range, or a negative decay (checked outside `jit`).
+
+    Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
+    NeurIPS 2021.
+    """
+    _checks.at_least("weight_decay", weight_decay, 0)
+    _checks.at_least("feature_decay", feature_decay, 0)
+    return _problem(labels, num_classes, loss, Euclidean(), decay=Point(weight_decay, feature_decay))
+
+
+def contrastive(labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0) -> Problem:
+    """The supervised contrastive problem, equation (40): unit features and no classifier.
+
+    Args:
+        labels: classes in 0..K-1, integers (N,), at least two samples of each class that occurs.
+        num_classes: K, at least 2.
+        tau: temperature, positive; the similarities are `tau^2 <h_i, h_j>`.
+
+    Returns:
+        The problem, on the oblique manifold; its points have `W=None`.
+
+    Raises:
+        ValueError: K < 2, a label out of range, a class of one sample, or tau not positive (checked
+            outside `jit`).
+    """
+    _checks.positive("tau", tau)
+    _checks.pairs_in_every_class(labels)
+    return _problem(
+        labels, num_classes, losses.contrastive_of_similarities, Oblique(), tau=tau, has_classifier=False
+    )
+
+
+def _problem(
+    labels: chex.Array,
+    num_classes: int,
+    loss: Loss,
+    manifold: Manifold,
+    *,
+    tau: chex.Numeric = 1.0,
+    decay: Point | None = None,
+    has_classifier: bool = True,
+) -> Problem:
+    labels = jnp.asarray(labels)
+    _checks.labels_in_range(labels, num_classes)
+    return Problem(labels, tau, decay, num_classes, loss, manifold, has_classifier)

@@ -1,0 +1,168 @@
+"""What every solver shares: an iterate, the pair of pure functions `init` and `step`, and `minimize`."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ufm_jax import _checks
+from ufm_jax.problems import Evaluation, Point, Problem
+
+
+class Status(enum.IntEnum):
+    """How a minimization ended, as an integer in `Result.status`."""
+
+    CONVERGED = 0
+    """The gradient norm is at or below the tolerance."""
+    OUT_OF_STEPS = 1
+    """All allowed steps were made, and the gradient norm is still above the tolerance."""
+    STALLED = 2
+    """No further step could be made in this precision, and the gradient norm is above the tolerance."""
+
+
+class Iterate(NamedTuple):
+    """A point with its forward pass and its Riemannian gradient."""
+
+    evaluation: Evaluation
+    gradient: Point
+    gradient_norm: chex.Array
+
+    @property
+    def point(self) -> Point:
+        return self.evaluation.point
+
+    @property
+    def value(self) -> chex.Array:
+        return self.evaluation.value
+
+
+class State(Protocol):
+    """What `minimize` reads of a solver's state; a solver adds what it must remember."""
+
+    @property
+    def iterate(self) -> Iterate: ...
+
+    @property
+    def stalled(self) -> chex.Array: ...
+
+
+class Solver(NamedTuple):
+    """A solver is two pure functions, `init(problem, point)` and `step(problem, state)`, of its state."""
+
+    init: Callable[[Problem, Point], Any]
+    step: Callable[[Problem, Any], Any]
+
+
+class Result(NamedTuple):
+    """What `minimize` returns. Every field is an array or a pytree of arrays.
+
+    Attributes:
+        point: the last iterate.
+        value: its cost.
+        gradient_norm: the norm of its Riemannian gradient.
+        steps: steps made, int32.
+        status: a `Status`, int32.
+        history: what `measure` returned, with a leading axis of length `max_steps + 1`: entry t belongs to
+            the point after t steps, entry 0 to the start; entries after the last step repeat its value.
+            None without `measure`.
+    """
+
+    point: Point
+    value: chex.Array
+    gradient_norm: chex.Array
+    steps: chex.Array
+    status: chex.Array
+    history: Any
+
+
+def iterate_at(problem: Problem, evaluation: Evaluation) -> Iterate:
+    """Completes a forward pass with its gradient."""
+    gradient = problem.gradient(evaluation)
+    return Iterate(evaluation, gradient, problem.manifold.norm(evaluation.point, gradient))
+
+
+def minimize(
+    problem: Problem,
+    point: Point,
+    solver: Solver,
+    *,
+    max_steps: int = 1000,
+    tolerance: chex.Numeric = 1e-6,
+    measure: Callable[[Point], Any] | None = None,
+) -> Result:
+    """Runs `solver` on `problem` from `point` until the gradient is small, steps run out, or it stalls.
+
+    A pure function of arrays: it works under `jit`, under `vmap` (every lane then waits for the slowest)
+    and with forward-mode derivatives.
+
+    Args:
+        problem: what to minimize.
+        point: the start, `Point(W=(K, d), H=(N, d))`, on the problem's manifold; its dtype is kept.
+        solver: for example `ufm_jax.solvers.gradient_descent()`.
+        max_steps: most steps to make, at least 0, static.
+        tolerance: stop once the norm of the Riemannian gradient is at most this; 0 or more.
+        measure: a function of the point, recorded at the start and after each step. With it, under `vmap`,
+            all `max_steps` steps are computed.
+
+    Returns:
+        The `Result`.
+
+    Raises:
+        ValueError: negative `max_steps` or `tolerance`, or a point whose shapes do not fit the problem.
+    """
+    _checks.at_least("max_steps", max_steps, 0)
+    _checks.at_least("tolerance", tolerance, 0)
+    _check_shapes(problem, point)
+
+    def proceeds(steps: chex.Array, state: State) -> chex.Array:
+        # Written so that a gradient norm of NaN goes on to the solver, which then stalls.
+        converged = state.iterate.gradient_norm <= tolerance
+        return ~converged & ~state.stalled & (steps < max_steps)
+
+    def advance(carry):
+        steps, state = carry
+        state = solver.step(problem, state)
+        return steps + jnp.where(state.stalled, 0, 1), state
+
+    start = (jnp.int32(0), solver.init(problem, point))
+    if measure is None:
+        history = None
+        steps, state = jax.lax.while_loop(lambda carry: proceeds(*carry), advance, start)
+    else:
+
+        def record(carry, _):
+            def advance_and_measure(carry):
+                steps, state = advance(carry[:2])
+                return steps, state, measure(state.iterate.point)
+
+            carry = jax.lax.cond(proceeds(*carry[:2]), advance_and_measure, lambda c: c, carry)
+            return carry, carry[2]
+
+        first = jax.tree.map(jnp.asarray, measure(point))
+        (steps, state, _), later = jax.lax.scan(record, (*start, first), length=max_steps)
+        history = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+
+    iterate = state.iterate
+    status = jnp.where(
+        iterate.gradient_norm <= tolerance,
+        Status.CONVERGED,
+        jnp.where(state.stalled, Status.STALLED, Status.OUT_OF_STEPS),
+    ).astype(jnp.int32)
+    return Result(iterate.point, iterate.value, iterate.gradient_norm, steps, status, history)
+
+
+def _check_shapes(problem: Problem, point: Point) -> None:
+    W, H = point
+    fits = (W is not None) == problem.has_classifier and H.ndim == 2 and len(H) == len(problem.labels)
+    if fits and W is not None:
+        fits = W.shape == (problem.num_classes, H.shape[1]) and W.dtype == H.dtype
+    if not fits or not jnp.issubdtype(H.dtype, jnp.floating):
+        wanted = f"({problem.num_classes}, d)" if problem.has_classifier else "None"
+        found = None if W is None else f"{W.shape} {W.dtype}"
+        raise ValueError(
+            f"the point must be floating, with W {wanted} and H ({len(problem.labels)}, d) of one dtype, "
+            f"but has W {found} and H {H.shape} {H.dtype}."
+        )

@@ -1,0 +1,180 @@
+"""Line searches along a retraction, as pairs of pure functions.
+
+Both searches are pymanopt's, step for step, while the cost can resolve a decrease. Near a minimum it no
+longer can: the decrease falls under the rounding error of the cost (in float32 at a gradient norm near
+1e-4). There the decrease is taken from slopes by the trapezoidal rule, `step (slope_0 + slope_step)/2`,
+which keeps its digits; the sufficient decrease condition on it is the approximate Wolfe condition of Hager
+and Zhang, *A New Conjugate Gradient Method with Guaranteed Descent and an Efficient Line Search*, SIAM J.
+Optim. 2005, equation (4.1).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks
+from ufm_jax.problems import Evaluation, Point, Problem
+from ufm_jax.solvers.base import Iterate
+
+
+class Found(NamedTuple):
+    """What a search returns: where it ended, and whether it moved.
+
+    Attributes:
+        evaluation: the new point with its forward pass; the old one if `moved` is false.
+        moved: whether the point changed and the cost did not rise.
+        state: what the search remembers for its next call.
+    """
+
+    evaluation: Evaluation
+    moved: chex.Array
+    state: Any
+
+
+class LineSearch(NamedTuple):
+    """Two pure functions: `init(dtype)`, and `search(problem, iterate, direction, slope, state)`.
+
+    `direction` is a tangent vector at the iterate, and `slope` the derivative of the cost along it.
+    """
+
+    init: Callable[[Any], Any]
+    search: Callable[[Problem, Iterate, Point, chex.Array, Any], Found]
+
+
+class _Trial(NamedTuple):
+    step: chex.Array
+    evaluation: Evaluation
+    change: chex.Array
+    count: chex.Array
+
+
+def backtracking(
+    contraction_factor: float = 0.5,
+    optimism: float = 2.0,
+    sufficient_decrease: float = 1e-4,
+    max_iterations: int = 25,
+    initial_step_size: float = 1.0,
+) -> LineSearch:
+    """Backtracking from a guess that grows with success, as pymanopt's BackTrackingLineSearcher.
+
+    The first guess moves by `initial_step_size`; each later one is `optimism` times the step at which the
+    last change of the cost would repeat itself, Nocedal and Wright (3.60).
+
+    Args:
+        contraction_factor: each failed step is multiplied by this, in (0, 1).
+        optimism: factor on the guess, positive.
+        sufficient_decrease: accept a step once the cost changes by at most this times step times slope.
+        max_iterations: most contractions, at least 0.
+        initial_step_size: length of the first step tried, positive.
+
+    Returns:
+        The line search.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check_arguments(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
+    _checks.positive("optimism", optimism)
+
+    def init(dtype):
+        return jnp.zeros((), dtype)
+
+    def search(problem, iterate, direction, slope, last_change):
+        guess = optimism * 2 * last_change / slope
+        first_step = _usable(guess, initial_step_size / problem.manifold.norm(iterate.point, direction))
+        trial = _contract_until_sufficient(
+            problem,
+            iterate,
+            direction,
+            slope,
+            first_step,
+            contraction_factor,
+            sufficient_decrease,
+            max_iterations,
+        )
+        return _found(iterate, trial, trial.change)
+
+    return LineSearch(init, search)
+
+
+def _check_arguments(
+    contraction_factor: float, sufficient_decrease: float, max_iterations: int, initial_step_size: float
+) -> None:
+    if not 0 < contraction_factor < 1:
+        raise ValueError(f"contraction_factor must lie between 0 and 1, but is {contraction_factor}.")
+    _checks.within("sufficient_decrease", sufficient_decrease, 0, 1)
+    _checks.at_least("max_iterations", max_iterations, 0)
+    _checks.positive("initial_step_size", initial_step_size)
+
+
+def _usable(guess: chex.Array, otherwise: chex.Array) -> chex.Array:
+    return jnp.where((guess > 0) & jnp.isfinite(guess), guess, otherwise)
+
+
+def _contract_until_sufficient(
+    problem: Problem,
+    iterate: Iterate,
+    direction: Point,
+    slope: chex.Array,
+    first_step: chex.Array,
+    contraction_factor: float,
+    sufficient_decrease: float,
+    max_iterations: int,
+) -> _Trial:
+    """Contracts `first_step` until the decrease is sufficient, at most `max_iterations` times."""
+    change_at = _change_of_cost(problem, iterate, direction, slope)
+
+    def attempt(step, count):
+        moved = problem.manifold.retract(iterate.point, optax.tree.scale(step, direction))
+        evaluation = problem.evaluate(moved)
+        return _Trial(step, evaluation, change_at(step, evaluation.value), count)
+
+    def insufficient(trial):
+        # Negated, so that a cost of NaN or infinity is insufficient too.
+        sufficient = trial.change <= sufficient_decrease * trial.step * slope
+        return ~sufficient & (trial.count <= max_iterations)
+
+    def contract(trial):
+        return attempt(contraction_factor * trial.step, trial.count + 1)
+
+    # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
+    first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
+    return jax.lax.while_loop(insufficient, contract, first)
+
+
+def _change_of_cost(
+    problem: Problem, iterate: Iterate, direction: Point, slope: chex.Array
+) -> Callable[[chex.Array, chex.Array], chex.Array]:
+    """The change of the cost over a step: of values where they resolve it, of slopes where they do not."""
+    point, scores, value = iterate.evaluation
+    # The cost is a mean of differences of scores, each rounded at the scores' own size.
+    size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(scores)), jnp.abs(value)), 1)
+    resolution = 8 * jnp.finfo(value.dtype).eps * size
+
+    def slope_at(step):
+        def cost_along(t):
+            return problem.cost(problem.manifold.retract(point, optax.tree.scale(t, direction)))
+
+        return jax.jvp(cost_along, (step,), (jnp.ones_like(step),))[1]
+
+    def change_at(step, new_value):
+        change = new_value - value
+        return jax.lax.cond(
+            jnp.abs(change) > resolution, lambda: change, lambda: step * (slope + slope_at(step)) / 2
+        )
+
+    return change_at
+
+
+def _found(iterate: Iterate, trial: _Trial, state: Any) -> Found:
+    """Keeps the trial's point if it lowered the cost (or left it equal) and is another point."""
+    old, new = iterate.evaluation, trial.evaluation
+    differs = [
+        jnp.any(a != b) for a, b in zip(jax.tree.leaves(old.point), jax.tree.leaves(new.point), strict=True)
+    ]
+    moved = (trial.change <= 0) & jnp.any(jnp.stack(differs))
+    return Found(jax.tree.map(lambda a, b: jnp.where(moved, b, a), old, new), moved, state)

@@ -1,0 +1,177 @@
+"""What the paper proves, in closed form: the simplex ETF and the values of the losses at collapse.
+
+K is the number of classes, tau the temperature. All functions of tau accept arrays and broadcast.
+"""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from ufm_jax import _checks
+
+
+def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+    """A simplex equiangular tight frame: K unit rows whose inner products are all `-1/(K-1)`.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least K - 1.
+        dtype: floating type of the result; JAX's default if None.
+
+    Returns:
+        The frame (K, d), centred at zero; its last d - K + 1 columns are zero. Equation (13).
+
+    Raises:
+        ValueError: K < 2 or d < K - 1.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    if dim < num_classes - 1:
+        raise ValueError(
+            f"a simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, "
+            f"but dim is {dim}."
+        )
+    # Helmert's orthonormal basis of the complement of the ones vector: column j is proportional to
+    # (1, ..., 1, -j, 0, ..., 0), with j ones.
+    j = np.arange(1, num_classes)
+    helmert = np.where(np.arange(num_classes)[:, None] < j, 1.0, 0.0)
+    helmert[j, j - 1] = -j
+    helmert /= np.sqrt(j * (j + 1))
+    frame = np.zeros((num_classes, dim))
+    frame[:, : num_classes - 1] = np.sqrt(num_classes / (num_classes - 1)) * helmert
+    return jnp.asarray(frame, dtype=dtype)
+
+
+def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
+    """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K (Theorem 1).
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+
+    Returns:
+        The value, of tau's shape.
+
+    Raises:
+        ValueError: K < 2 or tau is not positive.
+    """
+    return _cross_entropy_at_margin(num_classes, _margin_at_collapse(num_classes, tau))
+
+
+def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0) -> chex.Array:
+    """Focal loss at collapse, `-(1-p)^gamma log p` with `p = 1/(1 + (K-1) exp(-K tau/(K-1)))`.
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+        gamma: focusing parameter, at least 0.
+
+    Returns:
+        The value, of the broadcast shape of tau and gamma. Whether it is the global minimum is open in
+        the paper.
+
+    Raises:
+        ValueError: K < 2, tau is not positive, or gamma is negative.
+    """
+    _checks.at_least("gamma", gamma, 0)
+    negative_log_p = cross_entropy_minimum(num_classes, tau)
+    return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+
+
+def label_smoothing_at_collapse(
+    num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
+) -> chex.Array:
+    """Label smoothing loss at collapse, `log(1 + (K-1) exp(-K tau/(K-1))) + alpha tau` (Appendix E.4).
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+        alpha: smoothing parameter in [0, 1].
+
+    Returns:
+        The value, of the broadcast shape of tau and alpha.
+
+    Raises:
+        ValueError: K < 2, tau is not positive, or alpha is outside [0, 1].
+    """
+    _checks.within("alpha", alpha, 0, 1)
+    return cross_entropy_minimum(num_classes, tau) + alpha * jnp.asarray(tau)
+
+
+def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1) -> chex.Array:
+    """Global minimum of the label smoothing loss over the spheres, for d >= K and balanced classes.
+
+    With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
+    `s* = log((K-1)(1-kappa)/kappa)`, `kappa = alpha (K-1)/K`, minimizes phi. Collapse is optimal up to
+    `label_smoothing_threshold`; beyond it the minimizer is a cone around a shared axis.
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+        alpha: smoothing parameter in [0, 1].
+
+    Returns:
+        The value, of the broadcast shape of tau and alpha.
+
+    Raises:
+        ValueError: K < 2, tau is not positive, or alpha is outside [0, 1].
+    """
+    margin = jnp.minimum(_label_smoothing_margin(num_classes, alpha), _margin_at_collapse(num_classes, tau))
+    slope = jnp.asarray(alpha) * (num_classes - 1) / num_classes
+    return _cross_entropy_at_margin(num_classes, margin) + slope * margin
+
+
+def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> chex.Array:
+    """The temperature `tau* = (K-1) s*/K` up to which collapse minimizes the label smoothing loss.
+
+    Args:
+        num_classes: K, at least 2.
+        alpha: smoothing parameter in [0, 1].
+
+    Returns:
+        The temperature, of alpha's shape; infinite for alpha = 0, and 0 for alpha = 1.
+
+    Raises:
+        ValueError: K < 2 or alpha is outside [0, 1].
+    """
+    return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
+
+
+def supervised_contrastive_minimum(
+    num_classes: int, samples_per_class: int, tau: chex.Numeric
+) -> chex.Array:
+    """Global minimum of equation (40), `log((n-1) + n(K-1) exp(-tau^2 K/(K-1)))`, for d >= K - 1.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 2.
+        tau: temperature, positive.
+
+    Returns:
+        The value, of tau's shape.
+
+    Raises:
+        ValueError: K < 2, n < 2, or tau is not positive.
+
+    Reference: Graf, Hofer, Niethammer, Kwitt, *Dissecting Supervised Contrastive Learning*, ICML 2021.
+    """
+    _checks.at_least("samples_per_class", samples_per_class, 2)
+    n, margin = samples_per_class, _margin_at_collapse(num_classes, tau)
+    return jnp.log(n - 1 + n * (num_classes - 1) * jnp.exp(-jnp.asarray(tau) * margin))
+
+
+def _margin_at_collapse(num_classes: int, tau: chex.Numeric) -> chex.Array:
+    """The true class's logit minus each other's: `K tau/(K-1)`."""
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.positive("tau", tau)
+    return num_classes / (num_classes - 1) * jnp.asarray(tau)
+
+
+def _cross_entropy_at_margin(num_classes: int, margin: chex.Array) -> chex.Array:
+    return jnp.log1p((num_classes - 1) * jnp.exp(-margin))
+
+
+def _label_smoothing_margin(num_classes: int, alpha: chex.Numeric) -> chex.Array:
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.within("alpha", alpha, 0, 1)
+    kappa = jnp.asarray(alpha) * (num_classes - 1) / num_classes
+    return jnp.log((num_classes - 1) * (1 - kappa) / kappa)
