@@ -34,7 +34,7 @@ def grid(
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
-        axes: for each argument its values, stacked along the leading axis of an array or a pytree of
+        axes: for each argument its values, as a list or along the leading axis of an array or a pytree of
             arrays (random keys: `jax.random.split(key, trials)`).
         batch_size: trials computed together on a device by `vmap`; 1 runs them one after another. If None,
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many
@@ -49,6 +49,9 @@ def grid(
     Raises:
         ValueError: an axis is empty, or `batch_size` or `memory` is less than 1.
     """
+    axes = {
+        n: np.asarray(values) if isinstance(values, list | tuple) else values for n, values in axes.items()
+    }
     lengths = {name: len(jax.tree.leaves(values)[0]) for name, values in axes.items()}
     for name, length in lengths.items():
         _checks.at_least(f"the length of axis '{name}'", length, 1)
