@@ -5,8 +5,9 @@ over the temperature at one number of classes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import plotting
-from experiments.experiment import Claim, Data, Progress, UfmConfig, check_ufm, part
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Config(UfmConfig):
     """Random starts of each setting."""
     steps: int = 2000
     """Most iterations of a trial."""
-    tolerance: float = 1e-10
+    tolerance: float = 1e-14
     """Norm of the Riemannian gradient at which a trial ends."""
+    solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "gradient_descent"
+    """How minima are found."""
 
 
 class Setting(NamedTuple):
@@ -47,18 +50,34 @@ class Setting(NamedTuple):
     Attributes:
         problem: (config, labels, K, tau) to the problem.
         minimum: (config, K, tau) to the closed form that found values are held against.
-        solver: how minima are found.
-        title: of the figure.
+        title: name of the loss.
         theory: name of the closed form.
+        minimum_is_collapse: (config, K, tau) to whether the closed form is attained by collapse.
         at_collapse: where collapse need not be optimal, (config, K, tau) to the value there.
+        threshold: where collapse need not be optimal, (config, K) to the temperature up to which it is.
     """
 
     problem: Callable[[Any, jax.Array, int, Any], ufm.Problem]
     minimum: Callable[[Any, int, Any], jax.Array]
-    solver: ufm.solvers.Solver
     title: str
     theory: str
+    minimum_is_collapse: Callable[[Any, int, float], bool]
     at_collapse: Callable[[Any, int, Any], jax.Array] | None = None
+    threshold: Callable[[Any, int], float] | None = None
+
+
+def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
+    """The experiment that compares the minima of `setting` with its closed form."""
+    return Experiment(
+        name=name,
+        title=f"{setting.title}: found minima against {setting.theory}, over K and over tau",
+        duration="about 30 s",
+        config=config,
+        check=check,
+        run=functools.partial(run, setting),
+        claims=functools.partial(claims, setting),
+        plot=functools.partial(plot, setting),
+    )
 
 
 def check(config: Config) -> None:
@@ -101,7 +120,11 @@ def _found(
         problem = setting.problem(config, labels, num_classes, tau)
         start = problem.random_point(key, config.dim, config.dtype)
         result = ufm.minimize(
-            problem, start, setting.solver, max_steps=config.steps, tolerance=config.tolerance
+            problem,
+            start,
+            getattr(ufm.solvers, config.solver)(),
+            max_steps=config.steps,
+            tolerance=config.tolerance,
         )
         # Without a classifier the class means stand in for it.
         W = _class_means(result.point.H, labels, num_classes) if result.point.W is None else result.point.W
@@ -144,7 +167,59 @@ def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:
                 f"in {gap.size} trials",
             )
         )
+    made.append(_collapse_claim(setting, config, data))
+    if setting.threshold is not None:
+        made.append(_parting_claim(setting, config, data))
     return made
+
+
+def _settings(config: Config) -> list[tuple[str, int, int, float]]:
+    """Every setting of both sweeps: its sweep, its index there, K and tau."""
+    by_classes = [("num_classes", i, k, config.at_tau) for i, k in enumerate(config.num_classes)]
+    return by_classes + [("tau", i, config.at_num_classes, t) for i, t in enumerate(config.tau)]
+
+
+def _collapse_claim(setting: Setting, config: Config, data: Data) -> Claim:
+    """Neural collapse wherever it is optimal."""
+    worst = {"nc1": 0.0, "nc2": 0.0, "nc3": 0.0}
+    left_out = []
+    for sweep, i, k, tau in _settings(config):
+        # Where the loss at collapse no longer feels the angles, its gradient is below the rounding error.
+        felt = abs(jax.grad(lambda t, k=k: setting.minimum(config, k, t))(tau)) >= 1e-12
+        if not setting.minimum_is_collapse(config, k, tau):
+            continue
+        if not felt:
+            left_out.append(f"K={k}, tau={tau:g}")
+            continue
+        for name in worst:
+            worst[name] = max(worst[name], data[f"{name}_by_{sweep}"][i].max())
+    measured = ", ".join(f"largest {name.upper()} {value:.2g}" for name, value in worst.items())
+    if left_out:
+        measured += "; without " + ", ".join(left_out) + ", where the gradient has underflowed"
+    return Claim(
+        "every minimum found is a neural collapse where collapse is optimal (NC1, NC2, NC3 below 1e-4)",
+        max(worst.values()) < 1e-4,
+        measured,
+    )
+
+
+def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
+    """Found minima equal the value at collapse up to the threshold, and fall below it beyond."""
+    assert setting.threshold is not None
+    right = True
+    for sweep, i, k, tau in _settings(config):
+        below = data[f"at_collapse_by_{sweep}"][i] - data[f"value_by_{sweep}"][i]
+        if tau <= setting.threshold(config, k):
+            right &= bool(np.all(np.abs(below) <= 1e-8))
+        else:
+            right &= bool(np.all(below > 1e-8))
+    threshold = setting.threshold(config, config.at_num_classes)
+    largest = (data["at_collapse_by_tau"][:, None] - data["value_by_tau"]).max()
+    return Claim(
+        "minima equal the value at collapse up to tau* and fall below it beyond",
+        right,
+        f"tau* = {threshold:.4g} at K = {config.at_num_classes}; up to {largest:.3g} below collapse",
+    )
 
 
 def _gap(data: Data, sweep: str) -> np.ndarray:
@@ -168,7 +243,12 @@ def plot(setting: Setting, config: Config, data: Data) -> Figure:
         plotting.draw_theory(above, x, data[f"minimum_by_{sweep}"], setting.theory)
         if setting.at_collapse is not None:
             plotting.draw_theory(
-                above, x, data[f"at_collapse_by_{sweep}"], "value at collapse", linestyle="--", color="C1"
+                above,
+                x,
+                data[f"at_collapse_by_{sweep}"],
+                "the value at collapse",
+                linestyle="--",
+                color="C1",
             )
         found = data[f"value_by_{sweep}"]
         above.plot(np.repeat(x, found.shape[1]), found.ravel(), "o", markersize=4, alpha=0.5, label="found")
@@ -180,9 +260,14 @@ def plot(setting: Setting, config: Config, data: Data) -> Figure:
         below.set_ylim(bottom=1e-17)
         if sweep == "tau":
             below.set_xscale("log")
+            if setting.threshold is not None:
+                threshold = setting.threshold(config, config.at_num_classes)
+                above.axvline(threshold, color="gray", linewidth=1, linestyle=":")
+                label = rf"$\tau^* = {threshold:.3g}$"
+                above.annotate(label, (threshold, 0.9), xycoords=("data", "axes fraction"), ha="right")
     panels[0, 0].legend()
     figure.suptitle(
-        f"{setting.title}; d={config.dim}, n={config.samples_per_class}, "
+        f"{setting.title.capitalize()}, normalized UFM; d={config.dim}, n={config.samples_per_class}, "
         f"{config.trials} random starts each",
         fontsize=10,
     )

@@ -44,3 +44,15 @@ def pymanopt_run(optimizer, problem, point, iterations, line_search=None, **argu
     log = solver.run(pymanopt_problem(problem, point.H.shape[1]), initial_point=start).log["iterations"]
     points = [Point(*(jnp.asarray(x.T) for x in pair)) for pair in log["point"]]
     return np.array(log["cost"], float), points
+
+
+def pymanopt_trust_region_costs(problem, point, iterations):
+    """The cost after each of pymanopt's outer iterations, which it does not log: each run goes one further."""
+    peer = pymanopt_problem(problem, point.H.shape[1])
+    start = [np.asarray(point.W).T, np.asarray(point.H).T]
+
+    def cost_after(count):
+        solver = pymanopt.optimizers.TrustRegions(max_iterations=count, min_gradient_norm=0, verbosity=0)
+        return solver.run(peer, initial_point=start).cost
+
+    return np.array([cost_after(i + 1) for i in range(iterations)], float)

@@ -123,6 +123,21 @@ class Problem:
         """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
         return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
 
+    def hessian(self, point: Point) -> Callable[[Point], Point]:
+        """The Riemannian Hessian at `point`, a linear map of tangent vectors (equation (8)): six products.
+
+        Exact, by forward-mode differentiation of the gradient; what depends on the point alone is computed
+        once.
+        """
+
+        def gradient_at(x: Point) -> Point:
+            return self.euclidean_gradient(self.evaluate(x))
+
+        euclidean_gradient, euclidean_hessian = jax.linearize(gradient_at, point)
+        return lambda tangent: self.manifold.riemannian_hessian(
+            point, euclidean_gradient, euclidean_hessian(tangent), tangent
+        )
+
     def _against(self, point: Point) -> chex.Array:
         return point.H if point.W is None else point.W
 

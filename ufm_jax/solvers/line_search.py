@@ -101,6 +101,53 @@ def backtracking(
     return LineSearch(init, search)
 
 
+def adaptive(
+    contraction_factor: float = 0.5,
+    sufficient_decrease: float = 0.5,
+    max_iterations: int = 10,
+    initial_step_size: float = 1.0,
+) -> LineSearch:
+    """Backtracking from the last step, or twice it, as pymanopt's AdaptiveLineSearcher.
+
+    The next search starts from the step this one accepted if it contracted once, and from twice that
+    step otherwise, so that a search tries two steps on average.
+
+    Args:
+        contraction_factor: each failed step is multiplied by this, in (0, 1).
+        sufficient_decrease: accept a step once the cost changes by at most this times step times slope.
+        max_iterations: most contractions, at least 0.
+        initial_step_size: length of the first step tried, positive.
+
+    Returns:
+        The line search.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    _check_arguments(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
+
+    def init(dtype):
+        return jnp.zeros((), dtype)
+
+    def search(problem, iterate, direction, slope, guess):
+        first_step = _usable(guess, initial_step_size / problem.manifold.norm(iterate.point, direction))
+        trial = _contract_until_sufficient(
+            problem,
+            iterate,
+            direction,
+            slope,
+            first_step,
+            contraction_factor,
+            sufficient_decrease,
+            max_iterations,
+        )
+        found = _found(iterate, trial, jnp.where(trial.count == 2, trial.step, 2 * trial.step))
+        # Without a step there is no guess: the next search starts afresh.
+        return found._replace(state=jnp.where(found.moved, found.state, 0))
+
+    return LineSearch(init, search)
+
+
 def _check_arguments(
     contraction_factor: float, sufficient_decrease: float, max_iterations: int, initial_step_size: float
 ) -> None:
@@ -126,7 +173,7 @@ def _contract_until_sufficient(
     max_iterations: int,
 ) -> _Trial:
     """Contracts `first_step` until the decrease is sufficient, at most `max_iterations` times."""
-    change_at = _change_of_cost(problem, iterate, direction, slope)
+    change_at = change_of_cost(problem, iterate, direction, slope)
 
     def attempt(step, count):
         moved = problem.manifold.retract(iterate.point, optax.tree.scale(step, direction))
@@ -146,14 +193,25 @@ def _contract_until_sufficient(
     return jax.lax.while_loop(insufficient, contract, first)
 
 
-def _change_of_cost(
-    problem: Problem, iterate: Iterate, direction: Point, slope: chex.Array
+def change_of_cost(
+    problem: Problem, iterate: Iterate, direction: Point, slope: chex.Array, *, resolution: float = 8.0
 ) -> Callable[[chex.Array, chex.Array], chex.Array]:
-    """The change of the cost over a step: of values where they resolve it, of slopes where they do not."""
+    """The change of the cost along `direction`: of values where they resolve it, of slopes where not.
+
+    Args:
+        problem: whose cost.
+        iterate: where the step starts.
+        direction: tangent vector there.
+        slope: derivative of the cost along it.
+        resolution: values resolve a change of more than this many rounding units.
+
+    Returns:
+        A function of the step and the cost at its end.
+    """
     point, scores, value = iterate.evaluation
     # The cost is a mean of differences of scores, each rounded at the scores' own size.
     size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(scores)), jnp.abs(value)), 1)
-    resolution = 8 * jnp.finfo(value.dtype).eps * size
+    resolved = resolution * jnp.finfo(value.dtype).eps * size
 
     def slope_at(step):
         def cost_along(t):
@@ -164,7 +222,7 @@ def _change_of_cost(
     def change_at(step, new_value):
         change = new_value - value
         return jax.lax.cond(
-            jnp.abs(change) > resolution, lambda: change, lambda: step * (slope + slope_at(step)) / 2
+            jnp.abs(change) > resolved, lambda: change, lambda: step * (slope + slope_at(step)) / 2
         )
 
     return change_at

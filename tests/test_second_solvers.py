@@ -1,0 +1,197 @@
+"""Conjugate gradient and trust region against pymanopt, and where they are put to the test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm_jax as ufm
+from tests.peers import pymanopt_run, pymanopt_trust_region_costs
+from tests.test_solvers import DIM, LABELS, PROBLEMS, K, costs_of
+from ufm_jax.solvers import Status
+
+RULES = {
+    "hestenes_stiefel": "HestenesStiefel",
+    "polak_ribiere": "PolakRibiere",
+    "fletcher_reeves": "FletcherReeves",
+    "hager_zhang": "HagerZhang",
+}
+ALL_SOLVERS = {
+    "gradient_descent": ufm.solvers.gradient_descent(),
+    "conjugate_gradient": ufm.solvers.conjugate_gradient(),
+    "trust_region": ufm.solvers.trust_region(),
+}
+ALL_PROBLEMS = {
+    **PROBLEMS,
+    "focal": ufm.normalized(LABELS, K, loss=ufm.losses.focal),
+    "label_smoothing": ufm.normalized(LABELS, K, loss=ufm.losses.label_smoothing, tau=3.0),
+    "contrastive": ufm.contrastive(LABELS, K),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_conjugate_gradient_makes_the_steps_of_pymanopt(problem):
+    point = problem.random_point(jax.random.key(0), DIM)
+    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 21)
+    ours = costs_of(problem, point, ufm.solvers.conjugate_gradient(), 20)
+    assert len(theirs) == 21
+    np.testing.assert_allclose(ours, theirs, rtol=1e-8)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_beta_rule_is_that_of_pymanopt(rule):
+    problem = PROBLEMS["normalized, tau=5.0"]
+    point = problem.random_point(jax.random.key(1), DIM)
+    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 21, beta_rule=RULES[rule])
+    ours = costs_of(problem, point, ufm.solvers.conjugate_gradient(rule), 20)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-8)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_trust_region_makes_the_steps_of_pymanopt(problem):
+    point = problem.random_point(jax.random.key(0), DIM)
+    theirs = pymanopt_trust_region_costs(problem, point, 8)
+    ours = costs_of(problem, point, ufm.solvers.trust_region(), 8)
+    np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 5.0])
+def test_trust_region_ends_where_pymanopt_ends(tau):
+    problem = ufm.normalized(LABELS, K, tau=tau)
+    point = problem.random_point(jax.random.key(0), DIM)
+    theirs = pymanopt_trust_region_costs(problem, point, 60)[-1] if tau == 1.0 else None
+    solver = ufm.solvers.trust_region()
+    result = ufm.minimize(problem, point, solver, max_steps=200, tolerance=1e-10)
+    assert result.status == Status.CONVERGED
+    np.testing.assert_allclose(result.value, ufm.theory.cross_entropy_minimum(K, tau), atol=1e-12)
+    if theirs is not None:
+        np.testing.assert_allclose(result.value, theirs, atol=1e-12)
+
+
+def test_trust_region_converges_superlinearly():
+    problem = ufm.normalized(LABELS, K, tau=1.0)
+    point = problem.random_point(jax.random.key(0), DIM)
+
+    def gradient_norm(x):
+        return problem.manifold.norm(x, problem.gradient(problem.evaluate(x)))
+
+    solver = ufm.solvers.trust_region()
+    result = ufm.minimize(problem, point, solver, max_steps=50, tolerance=1e-10, measure=gradient_norm)
+    norms = np.asarray(result.history)[: int(result.steps) + 1]
+    assert norms[-1] <= 1e-10
+    # Each of the last exponents grows by half at least.
+    exponents = np.log10(norms[-3:])
+    assert exponents[1] < 1.5 * exponents[0] < 0
+    assert exponents[2] < 1.5 * exponents[1]
+
+
+@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+def test_trust_region_reaches_a_small_gradient_in_float32(problem):
+    point = problem.random_point(jax.random.key(0), DIM, jnp.float32)
+    result = ufm.minimize(problem, point, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-5)
+    assert result.status == Status.CONVERGED
+    assert result.value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+def test_every_solver_works_on_every_problem(problem, solver):
+    point = problem.random_point(jax.random.key(0), DIM)
+    starts = jax.tree.map(lambda x: jnp.stack([x, -x]), point)
+
+    @jax.jit
+    @jax.vmap
+    def run(start):
+        return ufm.minimize(problem, start, solver, max_steps=6, tolerance=0.0)
+
+    results = run(starts)
+    for i in range(2):
+        start = jax.tree.map(lambda x, i=i: x[i], starts)
+        assert results.value[i] < problem.cost(start)
+        alone = ufm.minimize(problem, start, solver, max_steps=6, tolerance=0.0)
+        np.testing.assert_allclose(results.value[i], alone.value, rtol=1e-8)
+
+
+@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+def test_hessian_is_the_second_derivative_along_geodesics(problem):
+    point = problem.random_point(jax.random.key(0), DIM)
+    tangent = problem.manifold.random_tangent(jax.random.key(1), point)
+
+    def along(t):
+        return problem.cost(problem.manifold.exp(point, jax.tree.map(lambda v: t * v, tangent)))
+
+    curvature = problem.manifold.inner_product(point, tangent, problem.hessian(point)(tangent))
+    np.testing.assert_allclose(curvature, jax.grad(jax.grad(along))(0.0), rtol=1e-10, atol=1e-13)
+
+
+class TestCriticalPoints:
+    """A rank-one classifier and equal features: a critical point that is no minimum (Proposition 2)."""
+
+    problem = ufm.normalized(LABELS, K, tau=1.0)
+
+    def saddle(self):
+        first = jnp.zeros((1, DIM)).at[0, 0].set(1)
+        second = jnp.zeros((1, DIM)).at[0, 1].set(1)
+        return ufm.Point(jnp.repeat(first, K, 0), jnp.repeat(second, len(LABELS), 0))
+
+    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    def test_a_start_at_a_critical_point_stays_without_harm(self, solver):
+        start = jax.tree.map(lambda x: x * 0, self.saddle())
+        problem = ufm.regularized(LABELS, K)  # W = H = 0 is critical, and the gradient is exactly zero.
+        result = ufm.minimize(problem, start, solver, max_steps=20, tolerance=0.0)
+        assert (result.status, result.steps) == (Status.CONVERGED, 0)
+        stepped = solver.step(problem, solver.init(problem, start))
+        assert np.isfinite(stepped.iterate.value)
+        assert stepped.stalled or np.all(stepped.iterate.point.W == 0)
+
+    @pytest.mark.parametrize("name", ["conjugate_gradient", "trust_region"])
+    def test_a_nudge_leaves_the_saddle_for_the_global_minimum(self, name):
+        saddle = self.saddle()
+        nudge = self.problem.manifold.random_tangent(jax.random.key(0), saddle)
+        start = self.problem.manifold.retract(saddle, jax.tree.map(lambda v: 1e-6 * v, nudge))
+        solver = ALL_SOLVERS[name]
+        result = ufm.minimize(self.problem, start, solver, max_steps=500, tolerance=1e-9)
+        assert result.status == Status.CONVERGED
+        np.testing.assert_allclose(result.value, ufm.theory.cross_entropy_minimum(K, 1.0), atol=1e-12)
+
+    def test_negative_curvature_ends_at_the_boundary(self):
+        saddle = self.saddle()
+        nudge = self.problem.manifold.random_tangent(jax.random.key(0), saddle)
+        start = self.problem.manifold.retract(saddle, jax.tree.map(lambda v: 1e-6 * v, nudge))
+        solver = ufm.solvers.trust_region(max_radius=0.5, initial_radius=0.25)
+        state = solver.init(self.problem, start)
+        after = solver.step(self.problem, state)
+        moved = self.problem.manifold.distance(start, after.iterate.point)
+        np.testing.assert_allclose(moved, 0.25, rtol=0.05)
+        assert after.iterate.value < state.iterate.value
+        assert after.radius == 0.5
+
+    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    def test_an_unreachable_tolerance_ends_in_a_stall_or_out_of_steps(self, solver):
+        start = self.problem.random_point(jax.random.key(0), DIM)
+        result = ufm.minimize(self.problem, start, solver, max_steps=3000, tolerance=0.0)
+        assert result.gradient_norm < 1e-13
+        assert result.status in list(Status)
+
+    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    def test_not_a_number_stalls(self, solver):
+        start = jax.tree.map(lambda x: x * jnp.nan, self.problem.random_point(jax.random.key(0), DIM))
+        result = ufm.minimize(self.problem, start, solver, max_steps=200, tolerance=1e-8)
+        assert result.status == Status.STALLED
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ufm.solvers.conjugate_gradient("newton"), "beta_rule must be one of hestenes_stiefel, "),
+        (lambda: ufm.solvers.trust_region(rho_prime=0.3), "rho_prime must be at least 0 and below 1/4"),
+        (lambda: ufm.solvers.trust_region(kappa=0.0), "kappa must lie between 0 and 1, but is 0.0"),
+        (lambda: ufm.solvers.trust_region(max_radius=-1.0), "max_radius must be positive"),
+        (lambda: ufm.solvers.trust_region(theta=0.0), "theta must be positive"),
+        (lambda: ufm.solvers.trust_region(max_inner=0), "max_inner must be"),
+        (lambda: ufm.solvers.adaptive(contraction_factor=2.0), "contraction_factor must lie between"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
