@@ -1,4 +1,4 @@
-"""Figure 13: minima of the supervised contrastive loss found from random starts, against its closed form."""
+"""Figure 13: minima of the supervised contrastive loss found from random starts against its minimum."""
 
 import dataclasses
 from typing import Literal
@@ -11,8 +11,8 @@ from experiments import minima
 class Config(minima.Config):
     """The paper's setting, d = 16, n = 3, but for the solver.
 
-    Gradient descent, which the paper used, zigzags here from tau = 3 on: after 2000 steps it is 2e-5 to 5e-5
-    above the minimum.
+    Gradient descent, which the paper used, zigzags from tau = 3 on: after 2000 steps it is still 2e-5 to
+    5e-5 above the minimum.
     """
 
     solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "trust_region"

@@ -46,8 +46,8 @@ def pymanopt_run(optimizer, problem, point, iterations, line_search=None, **argu
     return np.array(log["cost"], float), points
 
 
-def pymanopt_trust_region_costs(problem, point, iterations):
-    """The cost after each of pymanopt's outer iterations, which it does not log: each run goes one further."""
+def pymanopt_trust_region_costs(problem, point, counts):
+    """The cost after each of pymanopt's outer iteration in `counts`: it logs none, so each is a run."""
     peer = pymanopt_problem(problem, point.H.shape[1])
     start = [np.asarray(point.W).T, np.asarray(point.H).T]
 
@@ -55,4 +55,4 @@ def pymanopt_trust_region_costs(problem, point, iterations):
         solver = pymanopt.optimizers.TrustRegions(max_iterations=count, min_gradient_norm=0, verbosity=0)
         return solver.run(peer, initial_point=start).cost
 
-    return np.array([cost_after(i + 1) for i in range(iterations)], float)
+    return np.array([cost_after(count) for count in counts], float)

@@ -18,7 +18,9 @@ from experiments.experiment import Claim, all_experiments
 ROOT = Path(__file__).parent.parent
 _SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "3"]
 _MINIMA = ["--num_classes", "2", "4", "--tau", "0.5", "5", "--trials", "2", "--dim", "6"]
+_DESCENT = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "2", "--steps", "6"]
 SMALL = {
+    **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
 }
@@ -138,7 +140,7 @@ def test_claims_judge_the_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig9"),
+        (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig5, "),
         (["nonsense"], "unknown experiment 'nonsense': it must be one of fig3"),
         (["fig9", "--trails", "3"], "Unrecognized options: --trails, 3; perhaps you meant --trials."),
         (["fig9", "--trials", "many"], "Error parsing --trials: invalid literal"),

@@ -50,7 +50,7 @@ def test_every_beta_rule_is_that_of_pymanopt(rule):
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_trust_region_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
-    theirs = pymanopt_trust_region_costs(problem, point, 8)
+    theirs = pymanopt_trust_region_costs(problem, point, range(1, 9))
     ours = costs_of(problem, point, ufm.solvers.trust_region(), 8)
     np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
 
@@ -59,13 +59,13 @@ def test_trust_region_makes_the_steps_of_pymanopt(problem):
 def test_trust_region_ends_where_pymanopt_ends(tau):
     problem = ufm.normalized(LABELS, K, tau=tau)
     point = problem.random_point(jax.random.key(0), DIM)
-    theirs = pymanopt_trust_region_costs(problem, point, 60)[-1] if tau == 1.0 else None
     solver = ufm.solvers.trust_region()
     result = ufm.minimize(problem, point, solver, max_steps=200, tolerance=1e-10)
     assert result.status == Status.CONVERGED
     np.testing.assert_allclose(result.value, ufm.theory.cross_entropy_minimum(K, tau), atol=1e-12)
-    if theirs is not None:
-        np.testing.assert_allclose(result.value, theirs, atol=1e-12)
+    if tau == 1.0:  # Elsewhere pymanopt needs minutes: many outer iterations, each of hundreds inside.
+        theirs = pymanopt_trust_region_costs(problem, point, [10])
+        np.testing.assert_allclose(result.value, theirs[0], atol=1e-12)
 
 
 def test_trust_region_converges_superlinearly():
@@ -113,12 +113,12 @@ def test_every_solver_works_on_every_problem(problem, solver):
 
 
 @pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
-def test_hessian_is_the_second_derivative_along_geodesics(problem):
+def test_hessian_is_the_second_derivative_along_retractions(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     tangent = problem.manifold.random_tangent(jax.random.key(1), point)
 
     def along(t):
-        return problem.cost(problem.manifold.exp(point, jax.tree.map(lambda v: t * v, tangent)))
+        return problem.cost(problem.manifold.retract(point, jax.tree.map(lambda v: t * v, tangent)))
 
     curvature = problem.manifold.inner_product(point, tangent, problem.hessian(point)(tangent))
     np.testing.assert_allclose(curvature, jax.grad(jax.grad(along))(0.0), rtol=1e-10, atol=1e-13)
@@ -169,9 +169,10 @@ class TestCriticalPoints:
     @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
     def test_an_unreachable_tolerance_ends_in_a_stall_or_out_of_steps(self, solver):
         start = self.problem.random_point(jax.random.key(0), DIM)
-        result = ufm.minimize(self.problem, start, solver, max_steps=3000, tolerance=0.0)
+        result = ufm.minimize(self.problem, start, solver, max_steps=500, tolerance=0.0)
         assert result.gradient_norm < 1e-13
-        assert result.status in list(Status)
+        if solver == ALL_SOLVERS["trust_region"]:
+            assert (result.status == Status.STALLED, result.steps < 100) == (True, True)
 
     @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
     def test_not_a_number_stalls(self, solver):

@@ -70,14 +70,14 @@ def conjugate_gradient(
         # A quotient of zero by zero, where the gradient did not change, has nothing to say.
         beta = jnp.where(found.moved & jnp.isfinite(beta), beta, 0)
         next_direction = optax.tree.add_scale(optax.tree.scale(-1, new.gradient), beta, carried)
-        return ConjugateGradientState(
-            new, next_direction, beta == 0, found.state, ~found.moved & is_steepest
-        )
+        afresh = line_search.init(iterate.value.dtype)
+        search = _select(found.moved | is_steepest, found.state, afresh)
+        return ConjugateGradientState(new, next_direction, beta == 0, search, found.exhausted & is_steepest)
 
     return Solver(init, step)
 
 
-def _select(condition: chex.Array, a: Point, b: Point) -> Point:
+def _select(condition: chex.Array, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 

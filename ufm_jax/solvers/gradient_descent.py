@@ -40,6 +40,6 @@ def gradient_descent(line_search: LineSearch | None = None) -> Solver:
         iterate = state.iterate
         direction = optax.tree.scale(-1, iterate.gradient)
         found = line_search.search(problem, iterate, direction, -(iterate.gradient_norm**2), state.search)
-        return GradientDescentState(iterate_at(problem, found.evaluation), found.state, ~found.moved)
+        return GradientDescentState(iterate_at(problem, found.evaluation), found.state, found.exhausted)
 
     return Solver(init, step)

@@ -22,16 +22,18 @@ from ufm_jax.solvers.base import Iterate
 
 
 class Found(NamedTuple):
-    """What a search returns: where it ended, and whether it moved.
+    """What a search returns: where it ended, whether it moved, and whether it could have gone on.
 
     Attributes:
         evaluation: the new point with its forward pass; the old one if `moved` is false.
         moved: whether the point changed and the cost did not rise.
+        exhausted: it did not move, and another search along this direction would not either.
         state: what the search remembers for its next call.
     """
 
     evaluation: Evaluation
     moved: chex.Array
+    exhausted: chex.Array
     state: Any
 
 
@@ -142,8 +144,10 @@ def adaptive(
             max_iterations,
         )
         found = _found(iterate, trial, jnp.where(trial.count == 2, trial.step, 2 * trial.step))
-        # Without a step there is no guess: the next search starts afresh.
-        return found._replace(state=jnp.where(found.moved, found.state, 0))
+        # Ten contractions may be too few for a first step: the next search contracts further.
+        length = trial.step * problem.manifold.norm(iterate.point, direction)
+        tried_all = ~(length > jnp.finfo(length.dtype).eps)
+        return found._replace(exhausted=~found.moved & tried_all)
 
     return LineSearch(init, search)
 
@@ -193,6 +197,13 @@ def _contract_until_sufficient(
     return jax.lax.while_loop(insufficient, contract, first)
 
 
+def rounding_error(evaluation: Evaluation) -> chex.Array:
+    """The rounding unit of the cost: of a mean of differences of scores, each rounded at its own size."""
+    _, scores, value = evaluation
+    size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(scores)), jnp.abs(value)), 1)
+    return jnp.finfo(value.dtype).eps * size
+
+
 def change_of_cost(
     problem: Problem, iterate: Iterate, direction: Point, slope: chex.Array, *, resolution: float = 8.0
 ) -> Callable[[chex.Array, chex.Array], chex.Array]:
@@ -208,10 +219,8 @@ def change_of_cost(
     Returns:
         A function of the step and the cost at its end.
     """
-    point, scores, value = iterate.evaluation
-    # The cost is a mean of differences of scores, each rounded at the scores' own size.
-    size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(scores)), jnp.abs(value)), 1)
-    resolved = resolution * jnp.finfo(value.dtype).eps * size
+    point, value = iterate.point, iterate.value
+    unresolved = resolution * rounding_error(iterate.evaluation)
 
     def slope_at(step):
         def cost_along(t):
@@ -222,7 +231,7 @@ def change_of_cost(
     def change_at(step, new_value):
         change = new_value - value
         return jax.lax.cond(
-            jnp.abs(change) > resolved, lambda: change, lambda: step * (slope + slope_at(step)) / 2
+            jnp.abs(change) > unresolved, lambda: change, lambda: step * (slope + slope_at(step)) / 2
         )
 
     return change_at
@@ -235,4 +244,4 @@ def _found(iterate: Iterate, trial: _Trial, state: Any) -> Found:
         jnp.any(a != b) for a, b in zip(jax.tree.leaves(old.point), jax.tree.leaves(new.point), strict=True)
     ]
     moved = (trial.change <= 0) & jnp.any(jnp.stack(differs))
-    return Found(jax.tree.map(lambda a, b: jnp.where(moved, b, a), old, new), moved, state)
+    return Found(jax.tree.map(lambda a, b: jnp.where(moved, b, a), old, new), moved, ~moved, state)

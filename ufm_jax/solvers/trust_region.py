@@ -12,7 +12,10 @@ import optax
 from ufm_jax import _checks
 from ufm_jax.problems import Point, Problem
 from ufm_jax.solvers.base import Iterate, Solver, iterate_at
-from ufm_jax.solvers.line_search import change_of_cost
+from ufm_jax.solvers.line_search import change_of_cost, rounding_error
+
+_RESOLUTION = 1e3
+"""Rounding units above which a change of the cost is known well enough to judge a model by."""
 
 
 class TrustRegionState(NamedTuple):
@@ -102,17 +105,22 @@ def trust_region(
         slope = manifold.inner_product(point, gradient, model.step)
         predicted = slope + manifold.inner_product(point, model.step, model.hessian_step) / 2
         evaluation = problem.evaluate(manifold.retract(point, model.step))
-        change_at = change_of_cost(problem, iterate, model.step, slope, resolution=1e3)
+        change_at = change_of_cost(problem, iterate, model.step, slope, resolution=_RESOLUTION)
         rho = change_at(jnp.ones_like(radius), evaluation.value) / predicted
 
-        good = (predicted < 0) & jnp.isfinite(rho)
+        proposal = iterate_at(problem, evaluation)
+        # Where values say nothing the gradient must shrink, or rounding errors would be followed for ever.
+        resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * rounding_error(
+            iterate.evaluation
+        )
+        shrinks = proposal.gradient_norm < iterate.gradient_norm
+        good = (predicted < 0) & jnp.isfinite(rho) & (resolved | shrinks)
         accepted = good & (rho > rho_prime)
         largest = largest_radius(problem, point)
         longer = jnp.minimum(2 * radius, largest)
         kept = jnp.where((rho > 0.75) & model.at_boundary, longer, radius)
         new_radius = jnp.where(good & (rho >= 0.25), kept, radius / 4)
-        # The gradient of a rejected proposal would be wasted, and that of the old point is known.
-        new_iterate = jax.lax.cond(accepted, lambda: iterate_at(problem, evaluation), lambda: iterate)
+        new_iterate = jax.tree.map(lambda old, new: jnp.where(accepted, new, old), iterate, proposal)
         exhausted = new_radius < jnp.finfo(radius.dtype).eps * math.sqrt(manifold.dimension(point))
         return TrustRegionState(new_iterate, new_radius, ~accepted & exhausted)
 

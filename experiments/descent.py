@@ -1,0 +1,163 @@
+"""What Figures 5, 7 and 8 share: the normalized against the regularized UFM under one solver."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import ufm_jax as ufm
+from experiments import plotting
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
+from ufm_jax import _checks
+
+Solver = Literal["gradient_descent", "conjugate_gradient", "trust_region"]
+COLLAPSED = 1e-6
+"""NC1 below this counts as collapsed."""
+FLOOR = 1e-33
+"""Rounding error of NC1 ends near here, and exact zeros are drawn here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(UfmConfig):
+    """The paper's setting; d = 128 is ours, since Theorem 2 wants d > K."""
+
+    num_classes: int = 100
+    """Classes, K."""
+    samples_per_class: int = 30
+    """Samples of each class, n."""
+    dim: int = 128
+    """Dimension of features and classifiers, d."""
+    tau: float = 1.0
+    """Temperature of the normalized UFM."""
+    decay: float = 1e-4
+    """Weight decay and feature decay of the regularized UFM."""
+    start_scale: float = 1.0
+    """Standard deviation of the entries of the regularized UFM's start."""
+    trials: int = 10
+    """Random starts of each model."""
+    steps: int = 100
+    """Iterations."""
+
+
+def experiment(name: str, solver: Solver, steps: int, duration: str) -> Experiment:
+    """The comparison of the two models under `solver`."""
+    words = solver.replace("_", " ")
+    config = dataclasses.make_dataclass(
+        "Config", [("steps", int, dataclasses.field(default=steps))], bases=(Config,), frozen=True
+    )
+    return Experiment(
+        name=name,
+        title=f"normalized against regularized UFM under {words}: accuracy and NC1",
+        duration=duration,
+        config=config,
+        check=check,
+        run=functools.partial(run, solver),
+        claims=claims,
+        plot=functools.partial(plot, words),
+    )
+
+
+def check(config: Config) -> None:
+    check_ufm(
+        config,
+        num_classes=config.num_classes,
+        samples_per_class=config.samples_per_class,
+        dim=config.dim,
+        tau=config.tau,
+        trials=config.trials,
+        steps=config.steps,
+    )
+    _checks.at_least("decay", config.decay, 0)
+    _checks.positive("start_scale", config.start_scale)
+
+
+def run(solver: Solver, config: Config, progress: Progress) -> Data:
+    labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
+    models = {
+        "normalized": (ufm.normalized(labels, config.num_classes, tau=config.tau), 1.0),
+        "regularized": (
+            ufm.regularized(
+                labels, config.num_classes, weight_decay=config.decay, feature_decay=config.decay
+            ),
+            config.start_scale,
+        ),
+    }
+    data: Data = {"step": np.arange(config.steps + 1)}
+    keys = jax.random.split(jax.random.key(config.seed), config.trials)
+    for i, (name, (problem, scale)) in enumerate(models.items()):
+        trial = functools.partial(histories, problem, solver, config.dim, config.steps, config.dtype, scale)
+        found = ufm.trials.grid(trial, {"key": keys}, progress=part(progress, i, len(models)))
+        data |= {f"{metric}_{name}": values for metric, values in found.items()}
+    return data
+
+
+def histories(
+    problem: ufm.Problem, solver: Solver, dim: int, steps: int, dtype: Any, scale: Any, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Accuracy, NC1 and loss after every step from one random start."""
+
+    def measure(point: ufm.Point) -> dict[str, jax.Array]:
+        return {
+            "accuracy": ufm.metrics.accuracy(point.W, point.H, problem.labels),
+            "nc1": ufm.metrics.nc1(point.H, problem.labels, problem.num_classes),
+            "loss": problem.cost(point),
+        }
+
+    start = jax.tree.map(lambda x: scale * x, problem.random_point(key, dim, dtype))
+    solve: ufm.solvers.Solver = getattr(ufm.solvers, solver)()
+    return ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, measure=measure).history
+
+
+def first_step(reached: np.ndarray) -> np.ndarray:
+    """The first step (last axis) at which a condition holds; infinite where it never does."""
+    return np.where(reached.any(-1), reached.argmax(-1), np.inf)
+
+
+def claims(config: Config, data: Data) -> list[Claim]:
+    made = []
+    for what, condition in [
+        ("reaches 100% training accuracy", lambda name: data[f"accuracy_{name}"] == 1),
+        (f"collapses (NC1 below {COLLAPSED:g})", lambda name: data[f"nc1_{name}"] < COLLAPSED),
+    ]:
+        steps = {name: first_step(condition(name)) for name in ("normalized", "regularized")}
+        made.append(
+            Claim(
+                f"the normalized UFM {what} in fewer iterations (medians of the trials)",
+                bool(np.median(steps["normalized"]) < np.median(steps["regularized"])),
+                "; ".join(
+                    f"{name}: {np.median(found):g} ({found.min():g} to {found.max():g})"
+                    for name, found in steps.items()
+                )
+                + f", of {config.steps} iterations",
+            )
+        )
+    return made
+
+
+def plot(words: str, config: Config, data: Data) -> Figure:
+    figure = Figure(figsize=(7.5, 3.2))
+    left, right = figure.subplots(1, 2)
+    for name, color in [("normalized", "C0"), ("regularized", "C1")]:
+        plotting.draw_mean(
+            left, data["step"], data[f"accuracy_{name}"], spread="deviation", color=color, label=name
+        )
+        plotting.draw_mean(
+            right,
+            data["step"],
+            np.maximum(data[f"nc1_{name}"], FLOOR),
+            spread="quantiles",
+            color=color,
+            label=name,
+        )
+    left.set(xlabel="iteration", ylabel="training accuracy", ylim=(-0.03, 1.05))
+    right.set(xlabel="iteration", ylabel=r"$\mathcal{NC}_1$", yscale="log")
+    left.legend()
+    figure.suptitle(
+        f"UFM under {words}; K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, "
+        f"{config.trials} trials (band: deviation; NC1: middle 80%)",
+        fontsize=9,
+    )
+    return figure

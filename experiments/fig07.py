@@ -1,0 +1,5 @@
+"""Figure 7: the normalized against the regularized UFM under Riemannian conjugate gradients."""
+
+from experiments import descent
+
+EXPERIMENT = descent.experiment("fig7", "conjugate_gradient", steps=200, duration="90 s")
