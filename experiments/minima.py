@@ -101,12 +101,20 @@ def run(setting: Setting, config: Config, progress: Progress) -> Data:
         for i, k in enumerate(config.num_classes)
     ]
     by_tau = _found(setting, config, config.at_num_classes, config.tau, part(progress, parts - 1, parts))
+    curve_tau = np.geomspace(min(config.tau), max(config.tau), 200)
+    curves = {"minimum": setting.minimum, "at_collapse": setting.at_collapse}
     first = {name: np.concatenate([found[name] for found in by_classes]) for name in by_tau}
     return {
         "num_classes": np.asarray(config.num_classes),
         "tau": np.asarray(config.tau),
         **{f"{name}_by_num_classes": values for name, values in first.items()},
         **{f"{name}_by_tau": values for name, values in by_tau.items()},
+        "curve_tau": curve_tau,
+        **{
+            f"{name}_curve": np.asarray(value(config, config.at_num_classes, curve_tau))
+            for name, value in curves.items()
+            if value is not None
+        },
     }
 
 
@@ -240,15 +248,13 @@ def plot(setting: Setting, config: Config, data: Data) -> Figure:
         (panels[:, 1], "tau", r"temperature $\tau$", f"$K = {config.at_num_classes}$"),
     ]:
         x = data[sweep]
-        plotting.draw_theory(above, x, data[f"minimum_by_{sweep}"], setting.theory)
+        curve = "curve" if sweep == "tau" else f"by_{sweep}"
+        curve_x = data["curve_tau"] if sweep == "tau" else x
+        plotting.draw_theory(above, curve_x, data[f"minimum_{curve}"], setting.theory)
         if setting.at_collapse is not None:
+            at_collapse = data[f"at_collapse_{curve}"]
             plotting.draw_theory(
-                above,
-                x,
-                data[f"at_collapse_by_{sweep}"],
-                "the value at collapse",
-                linestyle="--",
-                color="C1",
+                above, curve_x, at_collapse, "the value at collapse", linestyle="--", color="C1"
             )
         found = data[f"value_by_{sweep}"]
         above.plot(np.repeat(x, found.shape[1]), found.ravel(), "o", markersize=4, alpha=0.5, label="found")

@@ -1,0 +1,170 @@
+"""How the regularized start decides Figures 5, 7 and 8: iterations needed against its scale."""
+
+import dataclasses
+import math
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import ufm_jax as ufm
+from experiments import descent
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
+from ufm_jax import _checks
+
+SOLVERS = get_args(descent.Solver)
+EVENTS = {"accuracy": "100% training accuracy", "nc1": f"NC1 below {descent.COLLAPSED:g}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(UfmConfig):
+    """The setting of Figures 5, 7 and 8, with the scale of the regularized start swept."""
+
+    start_scale: tuple[float, ...] = (0.03, 1 / math.sqrt(128), 0.3, 1.0, 3.0)
+    """Standard deviations of the entries of the regularized start; rows have norm 1 at 1/sqrt(dim)."""
+    num_classes: int = 100
+    """Classes, K."""
+    samples_per_class: int = 30
+    """Samples of each class, n."""
+    dim: int = 128
+    """Dimension of features and classifiers, d."""
+    tau: float = 1.0
+    """Temperature of the normalized UFM."""
+    decay: float = 1e-4
+    """Weight decay and feature decay of the regularized UFM."""
+    trials: int = 4
+    """Random starts of each setting."""
+    steps: int = 300
+    """Most iterations of a trial."""
+
+
+def check(config: Config) -> None:
+    check_ufm(
+        config,
+        num_classes=config.num_classes,
+        samples_per_class=config.samples_per_class,
+        dim=config.dim,
+        tau=config.tau,
+        trials=config.trials,
+        steps=config.steps,
+    )
+    _checks.at_least("decay", config.decay, 0)
+    _checks.at_least("the number of start_scale values", len(config.start_scale), 1)
+    _checks.positive("start_scale", config.start_scale)
+
+
+def run(config: Config, progress: Progress) -> Data:
+    labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
+    keys = jax.random.split(jax.random.key(config.seed), config.trials)
+    models = {
+        "normalized": (ufm.normalized(labels, config.num_classes, tau=config.tau), (1.0,)),
+        "regularized": (
+            ufm.regularized(
+                labels, config.num_classes, weight_decay=config.decay, feature_decay=config.decay
+            ),
+            config.start_scale,
+        ),
+    }
+    data: Data = {"start_scale": np.asarray(config.start_scale)}
+    settings = [(solver, name) for solver in SOLVERS for name in models]
+    for i, (solver, name) in enumerate(settings):
+        problem, scales = models[name]
+
+        def trial(scale, key, solver=solver, problem=problem):
+            return iterations_needed(problem, solver, config, scale, key)
+
+        axes = {"scale": np.asarray(scales, config.dtype), "key": keys}
+        found = ufm.trials.grid(trial, axes, progress=part(progress, i, len(settings)))
+        data |= {f"{event}_{name}_{solver}": steps for event, steps in found.items()}
+    return data
+
+
+def iterations_needed(
+    problem: ufm.Problem, name: descent.Solver, config: Config, scale: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
+    """The first step with perfect accuracy, and the first with NC1 collapsed; infinite where none is."""
+    solver: ufm.solvers.Solver = getattr(ufm.solvers, name)()
+    start = jax.tree.map(lambda x: scale * x, problem.random_point(key, config.dim, config.dtype))
+
+    def note(first, step, point):
+        accuracy = ufm.metrics.accuracy(point.W, point.H, problem.labels)
+        nc1 = ufm.metrics.nc1(point.H, problem.labels, problem.num_classes)
+        happens = {"accuracy": accuracy == 1, "nc1": nc1 < descent.COLLAPSED}
+        return {
+            event: jnp.minimum(first[event], jnp.where(happens[event], step, jnp.inf)) for event in EVENTS
+        }
+
+    def unfinished(carry):
+        first, step, state = carry
+        waiting = jnp.isinf(first["accuracy"]) | jnp.isinf(first["nc1"])
+        return waiting & (step < config.steps) & ~state.stalled
+
+    def advance(carry):
+        first, step, state = carry
+        state = solver.step(problem, state)
+        return note(first, step + 1, state.iterate.point), step + 1, state
+
+    never = dict.fromkeys(EVENTS, jnp.asarray(jnp.inf, config.dtype))
+    begin = (note(never, 0, start), jnp.int32(0), solver.init(problem, start))
+    return jax.lax.while_loop(unfinished, advance, begin)[0]
+
+
+def claims(config: Config, data: Data) -> list[Claim]:
+    made = []
+    for solver in SOLVERS:
+        for event, words in EVENTS.items():
+            ours = np.median(data[f"{event}_normalized_{solver}"])
+            theirs = np.median(data[f"{event}_regularized_{solver}"], axis=1)
+            made.append(
+                Claim(
+                    f"{solver.replace('_', ' ')}: the normalized UFM needs fewer iterations to {words} "
+                    "than the regularized one at every scale of its start",
+                    bool(np.all(ours < theirs)),
+                    f"normalized {ours:g}; regularized "
+                    + ", ".join(
+                        f"{steps:g} at scale {scale:.3g}"
+                        for scale, steps in zip(config.start_scale, theirs, strict=True)
+                    ),
+                )
+            )
+    return made
+
+
+def plot(config: Config, data: Data) -> Figure:
+    figure = Figure(figsize=(9, 3.4))
+    panels = figure.subplots(1, 2)
+    for axes, (event, words) in zip(panels, EVENTS.items(), strict=True):
+        for solver, color, marker in zip(SOLVERS, ("C0", "C1", "C2"), "os^", strict=True):
+            # What never happened is drawn at the last iteration.
+            steps = np.minimum(data[f"{event}_regularized_{solver}"], config.steps)
+            label = solver.replace("_", " ")
+            middle = np.median(steps, axis=1)
+            axes.plot(config.start_scale, middle, color=color, marker=marker, label=f"regularized, {label}")
+            axes.fill_between(
+                config.start_scale, steps.min(1), steps.max(1), color=color, alpha=0.2, linewidth=0
+            )
+            reference = np.minimum(np.median(data[f"{event}_normalized_{solver}"]), config.steps)
+            axes.axhline(reference, color=color, linestyle="--", label=f"normalized, {label}")
+        axes.set(xscale="log", yscale="symlog", title=f"iterations to {words}", xlabel="scale of the start")
+        axes.axvline(1 / math.sqrt(config.dim), color="gray", linewidth=1, linestyle=":")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.supxlabel(
+        f"K={config.num_classes}, n={config.samples_per_class}, d={config.dim}; median and range of "
+        f"{config.trials} trials; dotted: rows of norm 1; at most {config.steps} iterations",
+        fontsize=8,
+    )
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="fig5-start",
+    title="iterations that the regularized UFM needs, against the scale of its start",
+    duration="about 3 min",
+    config=Config,
+    check=check,
+    run=run,
+    claims=claims,
+    plot=plot,
+)
