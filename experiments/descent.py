@@ -21,7 +21,7 @@ FLOOR = 1e-33
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(UfmConfig):
+class Setting(UfmConfig):
     """The paper's setting; d = 128 is ours, since Theorem 2 wants d > K."""
 
     num_classes: int = 100
@@ -34,6 +34,12 @@ class Config(UfmConfig):
     """Temperature of the normalized UFM."""
     decay: float = 1e-4
     """Weight decay and feature decay of the regularized UFM."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Setting):
+    """The paper's comparison, from the start that Riemannian toolboxes draw."""
+
     start_scale: float = 1.0
     """Standard deviation of the entries of the regularized UFM's start."""
     trials: int = 10
@@ -60,36 +66,30 @@ def experiment(name: str, solver: Solver, steps: int, duration: str) -> Experime
     )
 
 
-def check(config: Config) -> None:
-    check_ufm(
-        config,
-        num_classes=config.num_classes,
-        samples_per_class=config.samples_per_class,
-        dim=config.dim,
-        tau=config.tau,
-        trials=config.trials,
-        steps=config.steps,
-    )
+def check(config: Any) -> None:
+    check_ufm(config)
     _checks.at_least("decay", config.decay, 0)
+    _checks.at_least("the number of start_scale values", np.size(config.start_scale), 1)
     _checks.positive("start_scale", config.start_scale)
 
 
-def run(solver: Solver, config: Config, progress: Progress) -> Data:
+def models(config: Setting) -> dict[str, ufm.Problem]:
+    """The two models that these figures compare."""
     labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
-    models = {
-        "normalized": (ufm.normalized(labels, config.num_classes, tau=config.tau), 1.0),
-        "regularized": (
-            ufm.regularized(
-                labels, config.num_classes, weight_decay=config.decay, feature_decay=config.decay
-            ),
-            config.start_scale,
-        ),
+    k, decay = config.num_classes, config.decay
+    return {
+        "normalized": ufm.normalized(labels, k, tau=config.tau),
+        "regularized": ufm.regularized(labels, k, weight_decay=decay, feature_decay=decay),
     }
+
+
+def run(solver: Solver, config: Config, progress: Progress) -> Data:
     data: Data = {"step": np.arange(config.steps + 1)}
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
-    for i, (name, (problem, scale)) in enumerate(models.items()):
+    for i, (name, problem) in enumerate(models(config).items()):
+        scale = 1.0 if name == "normalized" else config.start_scale
         trial = functools.partial(histories, problem, solver, config.dim, config.steps, config.dtype, scale)
-        found = ufm.trials.grid(trial, {"key": keys}, progress=part(progress, i, len(models)))
+        found = ufm.trials.grid(trial, {"key": keys}, progress=part(progress, i, 2))
         data |= {f"{metric}_{name}": values for metric, values in found.items()}
     return data
 

@@ -100,33 +100,20 @@ def part(progress: Progress, index: int, count: int) -> Progress:
     return lambda done, total: progress(index + done / total, count)
 
 
-def check_ufm(
-    config: UfmConfig,
-    *,
-    num_classes: Any = 2,
-    samples_per_class: Any = 1,
-    dim: Any = 1,
-    tau: Any = 1.0,
-    trials: int = 1,
-    steps: int = 1,
-) -> None:
-    """Raises ValueError where a UFM experiment's sizes make no sense; swept fields may be tuples."""
-    for name, values, low in [
-        ("num_classes", num_classes, 2),
-        ("samples_per_class", samples_per_class, 1),
-        ("dim", dim, 1),
-        ("trials", trials, 1),
-        ("steps", steps, 1),
-        ("seed", config.seed, 0),
-    ]:
-        _check_not_empty(name, values)
-        _checks.at_least(name, values, low)
-    _check_not_empty("tau", tau)
-    _checks.positive("tau", tau)
-    if np.min(dim) < np.max(num_classes) - 1:
+def check_ufm(config: UfmConfig) -> None:
+    """Raises ValueError where a UFM experiment's sizes make no sense; fields may be tuples to sweep."""
+    lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 1, "trials": 1, "steps": 1, "seed": 0}
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name, low in lowest.items():
+        _check_not_empty(name, fields[name])
+        _checks.at_least(name, fields[name], low)
+    _check_not_empty("tau", fields["tau"])
+    _checks.positive("tau", fields["tau"])
+    dim, most_classes = fields["dim"], np.max(fields["num_classes"])
+    if dim < most_classes - 1:
         raise ValueError(
-            f"dim must be at least num_classes - 1 = {np.max(num_classes) - 1}, the fewest dimensions "
-            f"in which {np.max(num_classes)} classes can collapse to a simplex, but is {np.min(dim)}."
+            f"dim must be at least num_classes - 1 = {most_classes - 1}, the fewest dimensions "
+            f"in which {most_classes} classes can collapse to a simplex, but is {dim}."
         )
 
 

@@ -11,71 +11,36 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import descent
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
-from ufm_jax import _checks
+from experiments.experiment import Claim, Data, Experiment, Progress, part
 
 SOLVERS = get_args(descent.Solver)
 EVENTS = {"accuracy": "100% training accuracy", "nc1": f"NC1 below {descent.COLLAPSED:g}"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(UfmConfig):
+class Config(descent.Setting):
     """The setting of Figures 5, 7 and 8, with the scale of the regularized start swept."""
 
     start_scale: tuple[float, ...] = (0.03, 1 / math.sqrt(128), 0.3, 1.0, 3.0)
     """Standard deviations of the entries of the regularized start; rows have norm 1 at 1/sqrt(dim)."""
-    num_classes: int = 100
-    """Classes, K."""
-    samples_per_class: int = 30
-    """Samples of each class, n."""
-    dim: int = 128
-    """Dimension of features and classifiers, d."""
-    tau: float = 1.0
-    """Temperature of the normalized UFM."""
-    decay: float = 1e-4
-    """Weight decay and feature decay of the regularized UFM."""
     trials: int = 4
     """Random starts of each setting."""
     steps: int = 300
     """Most iterations of a trial."""
 
 
-def check(config: Config) -> None:
-    check_ufm(
-        config,
-        num_classes=config.num_classes,
-        samples_per_class=config.samples_per_class,
-        dim=config.dim,
-        tau=config.tau,
-        trials=config.trials,
-        steps=config.steps,
-    )
-    _checks.at_least("decay", config.decay, 0)
-    _checks.at_least("the number of start_scale values", len(config.start_scale), 1)
-    _checks.positive("start_scale", config.start_scale)
-
-
 def run(config: Config, progress: Progress) -> Data:
-    labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
-    models = {
-        "normalized": (ufm.normalized(labels, config.num_classes, tau=config.tau), (1.0,)),
-        "regularized": (
-            ufm.regularized(
-                labels, config.num_classes, weight_decay=config.decay, feature_decay=config.decay
-            ),
-            config.start_scale,
-        ),
-    }
+    scales = {"normalized": (1.0,), "regularized": config.start_scale}
     data: Data = {"start_scale": np.asarray(config.start_scale)}
-    settings = [(solver, name) for solver in SOLVERS for name in models]
+    settings = [(solver, name) for solver in SOLVERS for name in scales]
     for i, (solver, name) in enumerate(settings):
-        problem, scales = models[name]
+        problem = descent.models(config)[name]
 
         def trial(scale, key, solver=solver, problem=problem):
             return iterations_needed(problem, solver, config, scale, key)
 
-        axes = {"scale": np.asarray(scales, config.dtype), "key": keys}
+        axes = {"scale": np.asarray(scales[name], config.dtype), "key": keys}
         found = ufm.trials.grid(trial, axes, progress=part(progress, i, len(settings)))
         data |= {f"{event}_{name}_{solver}": steps for event, steps in found.items()}
     return data
@@ -163,7 +128,7 @@ EXPERIMENT = Experiment(
     title="iterations that the regularized UFM needs, against the scale of its start",
     duration="about 3 min",
     config=Config,
-    check=check,
+    check=descent.check,
     run=run,
     claims=claims,
     plot=plot,

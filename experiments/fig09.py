@@ -38,18 +38,6 @@ class Config(UfmConfig):
     """Iterations of gradient descent."""
 
 
-def check(config: Config) -> None:
-    check_ufm(
-        config,
-        num_classes=config.num_classes,
-        samples_per_class=config.samples_per_class,
-        dim=config.dim,
-        tau=config.tau,
-        trials=config.trials,
-        steps=config.steps,
-    )
-
-
 def run(config: Config, progress: Progress) -> Data:
     labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
 
@@ -180,7 +168,7 @@ EXPERIMENT = Experiment(
     title="normalized UFM over temperatures: NC1, NC2, NC3 and accuracy by iteration",
     duration="about 20 s",
     config=Config,
-    check=check,
+    check=check_ufm,
     run=run,
     claims=claims,
     plot=plot,

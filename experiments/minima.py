@@ -81,16 +81,8 @@ def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
 
 
 def check(config: Config) -> None:
-    check_ufm(
-        config,
-        num_classes=(*config.num_classes, config.at_num_classes),
-        samples_per_class=config.samples_per_class,
-        dim=config.dim,
-        tau=(*config.tau, config.at_tau),
-        trials=config.trials,
-        steps=config.steps,
-    )
-    check_ufm(config, num_classes=config.num_classes, dim=config.dim, tau=config.tau)
+    check_ufm(config)
+    check_ufm(dataclasses.replace(config, num_classes=(config.at_num_classes,), tau=(config.at_tau,)))
 
 
 def run(setting: Setting, config: Config, progress: Progress) -> Data:

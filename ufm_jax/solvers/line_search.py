@@ -79,25 +79,15 @@ def backtracking(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_arguments(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
     _checks.positive("optimism", optimism)
+    attempts = _contraction(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
 
     def init(dtype):
         return jnp.zeros((), dtype)
 
     def search(problem, iterate, direction, slope, last_change):
         guess = optimism * 2 * last_change / slope
-        first_step = _usable(guess, initial_step_size / problem.manifold.norm(iterate.point, direction))
-        trial = _contract_until_sufficient(
-            problem,
-            iterate,
-            direction,
-            slope,
-            first_step,
-            contraction_factor,
-            sufficient_decrease,
-            max_iterations,
-        )
+        trial = attempts(problem, iterate, direction, slope, guess)
         return _found(iterate, trial, trial.change)
 
     return LineSearch(init, search)
@@ -126,23 +116,13 @@ def adaptive(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_arguments(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
+    attempts = _contraction(contraction_factor, sufficient_decrease, max_iterations, initial_step_size)
 
     def init(dtype):
         return jnp.zeros((), dtype)
 
     def search(problem, iterate, direction, slope, guess):
-        first_step = _usable(guess, initial_step_size / problem.manifold.norm(iterate.point, direction))
-        trial = _contract_until_sufficient(
-            problem,
-            iterate,
-            direction,
-            slope,
-            first_step,
-            contraction_factor,
-            sufficient_decrease,
-            max_iterations,
-        )
+        trial = attempts(problem, iterate, direction, slope, guess)
         found = _found(iterate, trial, jnp.where(trial.count == 2, trial.step, 2 * trial.step))
         # Ten contractions may be too few for a first step: the next search contracts further.
         length = trial.step * problem.manifold.norm(iterate.point, direction)
@@ -152,49 +132,42 @@ def adaptive(
     return LineSearch(init, search)
 
 
-def _check_arguments(
+def _contraction(
     contraction_factor: float, sufficient_decrease: float, max_iterations: int, initial_step_size: float
-) -> None:
+) -> Callable[[Problem, Iterate, Point, chex.Array, chex.Array], _Trial]:
+    """What both searches do: contract a guess of the step until the decrease is sufficient.
+
+    A guess that is no positive number is replaced by the step of length `initial_step_size`.
+    """
     if not 0 < contraction_factor < 1:
         raise ValueError(f"contraction_factor must lie between 0 and 1, but is {contraction_factor}.")
     _checks.within("sufficient_decrease", sufficient_decrease, 0, 1)
     _checks.at_least("max_iterations", max_iterations, 0)
     _checks.positive("initial_step_size", initial_step_size)
 
+    def attempts(problem, iterate, direction, slope, guess):
+        change_at = change_of_cost(problem, iterate, direction, slope)
 
-def _usable(guess: chex.Array, otherwise: chex.Array) -> chex.Array:
-    return jnp.where((guess > 0) & jnp.isfinite(guess), guess, otherwise)
+        def attempt(step, count):
+            end = problem.manifold.retract(iterate.point, optax.tree.scale(step, direction))
+            evaluation = problem.evaluate(end)
+            return _Trial(step, evaluation, change_at(step, evaluation.value), count)
 
+        def insufficient(trial):
+            # Negated, so that a cost of NaN or infinity is insufficient too.
+            sufficient = trial.change <= sufficient_decrease * trial.step * slope
+            return ~sufficient & (trial.count <= max_iterations)
 
-def _contract_until_sufficient(
-    problem: Problem,
-    iterate: Iterate,
-    direction: Point,
-    slope: chex.Array,
-    first_step: chex.Array,
-    contraction_factor: float,
-    sufficient_decrease: float,
-    max_iterations: int,
-) -> _Trial:
-    """Contracts `first_step` until the decrease is sufficient, at most `max_iterations` times."""
-    change_at = change_of_cost(problem, iterate, direction, slope)
+        def contract(trial):
+            return attempt(contraction_factor * trial.step, trial.count + 1)
 
-    def attempt(step, count):
-        moved = problem.manifold.retract(iterate.point, optax.tree.scale(step, direction))
-        evaluation = problem.evaluate(moved)
-        return _Trial(step, evaluation, change_at(step, evaluation.value), count)
+        unit = initial_step_size / problem.manifold.norm(iterate.point, direction)
+        first_step = jnp.where((guess > 0) & jnp.isfinite(guess), guess, unit)
+        # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
+        first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
+        return jax.lax.while_loop(insufficient, contract, first)
 
-    def insufficient(trial):
-        # Negated, so that a cost of NaN or infinity is insufficient too.
-        sufficient = trial.change <= sufficient_decrease * trial.step * slope
-        return ~sufficient & (trial.count <= max_iterations)
-
-    def contract(trial):
-        return attempt(contraction_factor * trial.step, trial.count + 1)
-
-    # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
-    first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
-    return jax.lax.while_loop(insufficient, contract, first)
+    return attempts
 
 
 def rounding_error(evaluation: Evaluation) -> chex.Array:
