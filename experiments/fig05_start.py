@@ -112,7 +112,7 @@ def plot(config: Config, data: Data) -> Figure:
             )
             reference = np.minimum(np.median(data[f"{event}_normalized_{solver}"]), config.steps)
             axes.axhline(reference, color=color, linestyle="--", label=f"normalized, {label}")
-        axes.set(xscale="log", yscale="symlog", title=f"iterations to {words}", xlabel="scale of the start")
+        axes.set(xscale="log", title=f"iterations to {words}", xlabel="scale of the start", ylim=(0, None))
         axes.axvline(1 / math.sqrt(config.dim), color="gray", linewidth=1, linestyle=":")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     figure.supxlabel(
