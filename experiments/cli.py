@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     experiment = catalog[arguments[0]]
     try:
         config = _parse(experiment, arguments[1:])
+        # Checks may evaluate closed forms, and JAX can be set up only before its first use.
+        _set_up_jax(getattr(config, "dtype", "float32"))
         experiment.check(config)
         results.check_writable(config.out)
     except ValueError as error:
@@ -55,7 +57,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(experiment: Experiment, config: Config) -> None:
     """Runs `experiment`, writes its results, and prints its claims and the path of its picture."""
-    _set_up_jax(getattr(config, "dtype", "float32"))
     start = time.perf_counter()
     with _progress_bar(experiment.name, config.quiet) as progress:
         data = experiment.run(config, progress)

@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import plotting
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, first_step, part
 from ufm_jax import _checks
 
 Solver = Literal["gradient_descent", "conjugate_gradient", "trust_region"]
 COLLAPSED = 1e-6
 """NC1 below this counts as collapsed."""
-FLOOR = 1e-33
-"""Rounding error of NC1 ends near here, and exact zeros are drawn here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +109,6 @@ def histories(
     return ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, measure=measure).history
 
 
-def first_step(reached: np.ndarray) -> np.ndarray:
-    """The first step (last axis) at which a condition holds; infinite where it never does."""
-    return np.where(reached.any(-1), reached.argmax(-1), np.inf)
-
-
 def claims(config: Config, data: Data) -> list[Claim]:
     made = []
     for what, condition in [
@@ -147,7 +140,7 @@ def plot(words: str, config: Config, data: Data) -> Figure:
         plotting.draw_mean(
             right,
             data["step"],
-            np.maximum(data[f"nc1_{name}"], FLOOR),
+            np.maximum(data[f"nc1_{name}"], plotting.NC1_FLOOR),
             spread="quantiles",
             color=color,
             label=name,

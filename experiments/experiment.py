@@ -100,6 +100,11 @@ def part(progress: Progress, index: int, count: int) -> Progress:
     return lambda done, total: progress(index + done / total, count)
 
 
+def first_step(reached: np.ndarray) -> np.ndarray:
+    """The first step (last axis) at which a condition holds; infinite where it never does."""
+    return np.where(reached.any(-1), reached.argmax(-1), np.inf)
+
+
 def check_ufm(config: UfmConfig) -> None:
     """Raises ValueError where a UFM experiment's sizes make no sense; fields may be tuples to sweep."""
     lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 1, "trials": 1, "steps": 1, "seed": 0}
@@ -107,6 +112,7 @@ def check_ufm(config: UfmConfig) -> None:
     for name, low in lowest.items():
         _check_not_empty(name, fields[name])
         _checks.at_least(name, fields[name], low)
+    _checks.within("seed", config.seed, 0, 2**32 - 1)
     _check_not_empty("tau", fields["tau"])
     _checks.positive("tau", fields["tau"])
     dim, most_classes = fields["dim"], np.max(fields["num_classes"])

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import plotting
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, first_step
 
 METRICS = {
     "nc1": r"$\mathcal{NC}_1$",
@@ -16,8 +16,6 @@ METRICS = {
     "nc3": r"$\mathcal{NC}_3$",
     "accuracy": "training accuracy",
 }
-FLOOR = 1e-33
-"""Rounding error ends near here, and exact zeros are drawn here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ def run(config: Config, progress: Progress) -> Data:
 def claims(config: Config, data: Data) -> list[Claim]:
     tau, accuracy = data["tau"], data["accuracy"]
     final = {name: data[name][:, :, -1].mean(1) for name in METRICS}
-    reaches = _steps_to_perfect(accuracy)
+    reaches = first_step(accuracy == 1)
     typical = np.median(reaches, axis=1)
     few = [
         Claim(
@@ -120,12 +118,6 @@ def claims(config: Config, data: Data) -> list[Claim]:
     return few
 
 
-def _steps_to_perfect(accuracy: np.ndarray) -> np.ndarray:
-    """The first step with accuracy 1, over the last axis; infinite where there is none."""
-    perfect = accuracy == 1
-    return np.where(perfect.any(-1), perfect.argmax(-1), np.inf)
-
-
 def _by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
     return f"{what} " + ", ".join(f"{v:.3g} at tau={t:g}" for t, v in zip(tau, values, strict=True))
 
@@ -136,7 +128,7 @@ def plot(config: Config, data: Data) -> Figure:
     colors = plotting.sequence_colors(len(config.tau))
     for column, (name, label) in enumerate(METRICS.items()):
         above, below = panels[:, column]
-        values = data[name] if name == "accuracy" else np.maximum(data[name], FLOOR)
+        values = data[name] if name == "accuracy" else np.maximum(data[name], plotting.NC1_FLOOR)
         for color, tau, trials in zip(colors, config.tau, values, strict=True):
             plotting.draw_mean(above, data["step"], trials, color=color, label=rf"$\tau={tau:g}$")
         final = values[:, :, -1]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments import plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
+from ufm_jax import _checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +74,19 @@ def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
         title=f"{setting.title}: found minima against {setting.theory}, over K and over tau",
         duration="about 30 s",
         config=config,
-        check=check,
+        check=functools.partial(check, setting),
         run=functools.partial(run, setting),
         claims=functools.partial(claims, setting),
         plot=functools.partial(plot, setting),
     )
 
 
-def check(config: Config) -> None:
+def check(setting: Setting, config: Config) -> None:
     check_ufm(config)
     check_ufm(dataclasses.replace(config, num_classes=(config.at_num_classes,), tau=(config.at_tau,)))
+    _checks.at_least("tolerance", config.tolerance, 0)
+    # The theory knows the ranges of its own parameters.
+    setting.minimum(config, config.at_num_classes, config.at_tau)
 
 
 def run(setting: Setting, config: Config, progress: Progress) -> Data:
@@ -184,10 +188,10 @@ def _collapse_claim(setting: Setting, config: Config, data: Data) -> Claim:
     worst = {"nc1": 0.0, "nc2": 0.0, "nc3": 0.0}
     left_out = []
     for sweep, i, k, tau in _settings(config):
-        # Where the loss at collapse no longer feels the angles, its gradient is below the rounding error.
-        felt = abs(jax.grad(lambda t, k=k: setting.minimum(config, k, t))(tau)) >= 1e-12
         if not setting.minimum_is_collapse(config, k, tau):
             continue
+        # Where the loss at collapse no longer feels the angles, its gradient is below the rounding error.
+        felt = abs(jax.grad(lambda t, k=k: setting.minimum(config, k, t))(tau)) >= 1e-12
         if not felt:
             left_out.append(f"K={k}, tau={tau:g}")
             continue

@@ -23,6 +23,10 @@ STYLE: Any = {
 """Matplotlib settings, on top of a palette that colour-blind readers can tell apart."""
 
 
+NC1_FLOOR = 1e-33
+"""Rounding error of NC1 ends near here, and exact zeros are drawn here."""
+
+
 def sequence_colors(count: int) -> list:
     """Colours for an ordered sweep, dark to light, told apart without hue."""
     return [mpl.colormaps["viridis"](x) for x in np.linspace(0, 0.92, count)]

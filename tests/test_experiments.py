@@ -160,6 +160,15 @@ def test_claims_judge_the_data():
         (["fig3", "--dim", "14"], "dim must be at least num_classes - 1 = 15"),
         (["fig3", "--at_tau", "-1"], "tau must be positive and finite"),
         (["fig9", "--out", "/proc/nowhere"], "cannot write results into '/proc/nowhere'"),
+        (["fig12", "--alpha", "2"], "alpha must lie between 0 and 1, but is 2.0."),
+        (["fig11", "--gamma", "-1"], "gamma must be finite and at least 0, but is -1.0."),
+        (
+            ["fig13", "--samples_per_class", "1"],
+            "samples_per_class must be finite and at least 2, but is 1.",
+        ),
+        (["fig3", "--tolerance", "-1"], "tolerance must be finite and at least 0, but is -1.0."),
+        (["fig5", "--start_scale", "0"], "start_scale must be positive and finite, but is 0.0."),
+        (["fig9", "--seed", "9" * 20], "seed must lie between 0 and 4294967295, but is 9999"),
         (["fig9", "--seed", "-1"], "seed must be finite and at least 0, but is -1."),
     ],
 )

@@ -14,13 +14,17 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
 
 
+def _floats(value: Any) -> np.ndarray:
+    return np.asarray(value, float)
+
+
 def positive(name: str, value: Any) -> None:
-    if is_concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(np.asarray(value))):
+    if is_concrete(value) and not np.all((_floats(value) > 0) & np.isfinite(_floats(value))):
         raise ValueError(f"{name} must be positive and finite, but is {value}.")
 
 
 def at_least(name: str, value: Any, low: float) -> None:
-    if is_concrete(value) and not np.all((np.asarray(value) >= low) & np.isfinite(np.asarray(value))):
+    if is_concrete(value) and not np.all((_floats(value) >= low) & np.isfinite(_floats(value))):
         raise ValueError(f"{name} must be finite and at least {low}, but is {value}.")
 
 
