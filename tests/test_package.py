@@ -18,6 +18,7 @@ MODULES = [
     ufm.metrics,
     ufm.solvers,
     ufm.theory,
+    ufm.transforms,
     ufm.trials,
 ]
 

@@ -1,0 +1,128 @@
+"""Optax gradient transformations that keep parameters on spheres.
+
+`project_to_sphere` is the paper's way: any optimizer takes its step, and the result is scaled back onto the
+sphere. `riemannian_sgd` is its sibling on the manifold, where gradient and momentum are tangent vectors.
+Parameters are pytrees; every vector along `axis` of every leaf is one point. To constrain some leaves only,
+wrap in `optax.masked`:
+
+    is_classifier = {"encoder": False, "W": True}
+    optax.chain(optax.sgd(0.05, momentum=0.9), optax.masked(project_to_sphere(), is_classifier))
+
+Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), sections 3.6, 4.1
+and 8.1.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks
+from ufm_jax.manifolds import Oblique, Tree, normalize
+
+
+def project_to_sphere(radius: float = 1.0, axis: int = -1) -> optax.GradientTransformation:
+    """Changes an update so that the updated parameters lie on the sphere.
+
+    Place it last in a chain, after the learning rate. A parameter that starts off the sphere is on it
+    after the first update, to the rounding of its own size; a vector that an update makes zero becomes
+    `radius` times the first basis vector.
+
+    Args:
+        radius: of the sphere, positive.
+        axis: axis of each leaf along which its vectors lie.
+
+    Returns:
+        A transformation whose `update` needs `params`.
+
+    Raises:
+        ValueError: `radius` is not positive, or `update` is called without `params`.
+    """
+    _checks.positive("radius", radius)
+
+    def project(x: chex.Array, update: chex.Array) -> chex.Array:
+        return radius * _directions(x + update, axis) - x
+
+    def update(updates: Tree, params: Tree | None = None) -> Tree:
+        return jax.tree.map(project, _required(params), updates)
+
+    return optax.stateless(update)
+
+
+class RiemannianTraceState(NamedTuple):
+    """Momentum of the step before, tangent at the parameters of that step."""
+
+    trace: Tree
+
+
+def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformation:
+    """Momentum on the sphere: `optax.trace` with gradient and momentum in the tangent space.
+
+    At the parameters x the update is `m = P g + decay P m_before`, with P the projection onto the tangent
+    space at x; applied to the momentum before it is the transport by projection.
+
+    Args:
+        decay: of the momentum, in [0, 1].
+        axis: axis of each leaf along which its vectors lie.
+
+    Returns:
+        A transformation whose `update` needs `params`, on a sphere of any radius.
+
+    Raises:
+        ValueError: `decay` is outside [0, 1], or `update` is called without `params`.
+    """
+    _checks.within("decay", decay, 0, 1)
+
+    def to_tangent(x: chex.Array, v: chex.Array) -> chex.Array:
+        points, vectors = (jnp.moveaxis(a, axis, -1) for a in (x, v))
+        return jnp.moveaxis(Oblique().project(normalize(points), vectors), -1, axis)
+
+    def init(params: Tree) -> RiemannianTraceState:
+        return RiemannianTraceState(optax.tree.zeros_like(params))
+
+    def update(
+        updates: Tree, state: RiemannianTraceState, params: Tree | None = None
+    ) -> tuple[Tree, RiemannianTraceState]:
+        accumulated = jax.tree.map(lambda g, m: g + decay * m, updates, state.trace)
+        momentum = jax.tree.map(to_tangent, _required(params), accumulated)
+        return momentum, RiemannianTraceState(momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+def riemannian_sgd(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.0, radius: float = 1.0, axis: int = -1
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent on spheres, with momentum in the tangent space.
+
+    Each step follows `riemannian_trace`, scaled by the learning rate, and is retracted by normalization.
+
+    Args:
+        learning_rate: a number or an optax schedule.
+        momentum: decay of the momentum, in [0, 1].
+        radius: of the sphere, positive.
+        axis: axis of each leaf along which its vectors lie.
+
+    Returns:
+        A transformation whose `update` needs `params`.
+
+    Raises:
+        ValueError: as `project_to_sphere` and `riemannian_trace`.
+    """
+    return optax.chain(
+        riemannian_trace(momentum, axis),
+        optax.scale_by_learning_rate(learning_rate),
+        project_to_sphere(radius, axis),
+    )
+
+
+def _directions(x: chex.Array, axis: int) -> chex.Array:
+    return jnp.moveaxis(normalize(jnp.moveaxis(x, axis, -1)), -1, axis)
+
+
+def _required(params: Tree | None) -> Tree:
+    if params is None:
+        raise ValueError("a step on the sphere starts from the parameters: call update with params.")
+    return params
