@@ -239,7 +239,8 @@ class ResNet(nnx.Module):
         Returns:
             Logits (B, K) and features (B, d).
         """
-        x = nnx.relu(self.stem_norm(self.stem(images), training))
+        x = jnp.asarray(images, jnp.float32)
+        x = nnx.relu(self.stem_norm(self.stem(x), training))
         for block in self.blocks:
             x = block(x, training)
         features = jnp.mean(x, axis=(1, 2))

@@ -17,6 +17,7 @@ MODULES = [
     ufm.manifolds,
     ufm.metrics,
     ufm.solvers,
+    ufm.streaming,
     ufm.theory,
     ufm.transforms,
     ufm.trials,

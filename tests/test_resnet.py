@@ -152,7 +152,8 @@ def test_a_network_equals_pytorch(architecture, width, image, bias, by_product, 
     for a, b in [(theirs.stem, after.stem), (theirs.blocks[-1].convs[-1], after.blocks[-1].convs[-1])]:
         expected = numpy(a.weight.grad).transpose(2, 3, 1, 0)
         np.testing.assert_allclose(b.kernel[...], expected, atol=2e-4 * np.abs(expected).max())
-    np.testing.assert_allclose(after.W[...], numpy(theirs.classifier.weight.grad), rtol=1e-3, atol=1e-5)
+    expected = numpy(theirs.classifier.weight.grad)
+    np.testing.assert_allclose(after.W[...], expected, atol=5e-4 * np.abs(expected).max())
     batch_norms = [m for m in theirs.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     ordered = {m.weight.data_ptr(): m for m in batch_norms}
     for a, b in zip(ordered.values(), norms(after), strict=True):
@@ -171,7 +172,7 @@ def test_parameter_counts_at_the_paper_size(architecture, expected):
     """For 100 classes without bias: 11,173,962 - 5,130 + 51,200 and 23,520,842 - 20,490 + 204,800."""
     shapes = nnx.eval_shape(lambda: ResNet(architecture, 100, rngs=nnx.Rngs(0)))
     assert count(shapes) == expected
-    assert shapes.W[...].shape == (100, shapes.dim)
+    assert shapes.W.shape == (100, shapes.dim)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

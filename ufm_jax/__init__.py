@@ -1,6 +1,6 @@
 """ufm-jax: neural collapse with normalized features, as pure functions on JAX arrays."""
 
-from ufm_jax import losses, manifolds, metrics, solvers, theory, transforms, trials
+from ufm_jax import losses, manifolds, metrics, solvers, streaming, theory, transforms, trials
 from ufm_jax._version import __version__
 from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
 from ufm_jax.solvers import Result, Status, minimize
@@ -20,6 +20,7 @@ __all__ = [
     "normalized",
     "regularized",
     "solvers",
+    "streaming",
     "theory",
     "transforms",
     "trials",

@@ -1,0 +1,102 @@
+"""Streamed metrics in float32 against SciPy's pseudo-inverse in float64, on the same features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import ufm_jax as ufm
+from tests.test_metrics import reference_nc1, reference_nc2, reference_nc3
+from ufm_jax import streaming
+
+K, D = 100, 2048
+
+
+def case(kind):
+    """Float32 features of K = 100 classes in d = 2048 dimensions, as a network makes them."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(3, 30, K) if kind == "unbalanced" else np.full(K, 15)
+    labels = np.repeat(np.arange(K, dtype=np.int32), counts)
+    centres = generator.normal(size=(K, D))
+    if kind == "ill_conditioned":
+        # Singular values of the class means from 1 to 1e-2.
+        left, _, right = np.linalg.svd(centres, full_matrices=False)
+        centres = left * np.geomspace(1, 1e-2, K) @ right * 30
+    spread = 1e-3 if kind == "collapsed" else 1.0
+    features = centres[labels] + spread * generator.normal(size=(len(labels), D))
+    if kind == "positive":
+        features = np.maximum(features, 0) + 3  # After a ReLU, far from the origin.
+    return features.astype(np.float32), labels, generator.normal(size=(K, D)).astype(np.float32)
+
+
+def stream(features, labels, batches):
+    sums = streaming.class_sums(K, D)
+    for batch in batches:
+        sums = jax.jit(streaming.add_to_class_sums)(sums, features[batch], labels[batch])
+    centres = streaming.centres_of(sums)
+    scatter = sum(streaming.whitened_scatter(centres, features[b], labels[b]) for b in batches)
+    return centres, streaming.nc1(centres, scatter)
+
+
+def expected_nc1(features, labels):
+    """As `reference_nc1`, with the d x d pseudo-inverse taken by SciPy in float64."""
+    h = features.astype(np.float64)
+    means = np.stack([h[labels == c].mean(0) for c in range(K)])
+    centred = means - h.mean(0)
+    inverse = scipy.linalg.pinv(centred.T @ centred / K, rtol=1e-9)
+    deviations = h - means[labels]
+    return np.sum((deviations @ inverse) * deviations) / len(h) / K
+
+
+@pytest.mark.parametrize("kind", ["plain", "unbalanced", "positive", "collapsed", "ill_conditioned"])
+def test_streamed_nc1_equals_scipy_in_any_order(kind):
+    features, labels, W = case(kind)
+    expected = expected_nc1(features, labels)
+    generator = np.random.default_rng(1)
+    values = []
+    for order in [np.arange(len(labels)), generator.permutation(len(labels))]:
+        cuts = np.sort(generator.choice(np.arange(1, len(labels)), 3, replace=False))
+        batches = np.split(order, cuts)
+        centres, value = stream(jnp.asarray(features), jnp.asarray(labels), batches)
+        assert value.dtype == np.float32
+        values.append(value)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        streaming.nc3(jnp.asarray(W), centres), reference_nc3(W, features, labels), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("batch_size", [7, 30, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_of_kept_features_give_the_metrics_of_the_library(batch_size, dtype, key):
+    labels = ufm.balanced_labels(5, 6)
+    features = jax.random.normal(key, (30, 9), dtype) + jnp.asarray(labels, dtype)[:, None]
+    W = jax.random.normal(jax.random.key(1), (5, 9), dtype)
+    found = jax.jit(streaming.measure, static_argnums=3)(W, features, labels, batch_size)
+    expected = {
+        "nc1": reference_nc1(features, labels, 5),
+        "nc2": reference_nc2(W),
+        "nc3": reference_nc3(W, features, labels),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4 if dtype == np.float32 else 1e-10)
+        assert found[name].dtype == dtype
+
+
+def test_no_matrix_is_as_large_as_the_covariance():
+    """The largest temporary of both folds is far below d x d."""
+    dim = 4096
+    shapes = [jax.ShapeDtypeStruct((4, dim), np.float32), jax.ShapeDtypeStruct((64, dim), np.float32)]
+    labels = jax.ShapeDtypeStruct((64,), np.int32)
+    program = jax.jit(streaming.measure, static_argnums=3).lower(*shapes, labels, 16).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * dim**2 / 8
+
+
+def test_collapsed_features_have_no_variability():
+    frame = ufm.theory.simplex_etf(7, 10, np.float32)
+    labels = ufm.balanced_labels(7, 4)
+    found = streaming.measure(frame, frame[labels], labels, 5)
+    assert found["nc1"] < 1e-13
+    assert found["nc2"] < 1e-6
+    assert found["nc3"] < 1e-6

@@ -1,0 +1,157 @@
+"""Neural collapse metrics of features that arrive in batches, in float32, without a d x d matrix.
+
+Sigma_B^+ is known only once every class mean is, so the within-class covariance cannot be weighed by it
+while the features pass for the first time: an exact one-pass sum would need all of Sigma_W, d x d. Therefore
+two folds, each over batches in any order:
+
+    sums = class_sums(K, d)
+    for features, labels in batches:
+        sums = add_to_class_sums(sums, features, labels)
+    centres = centres_of(sums)
+    for features, labels in batches:
+        scatter += whitened_scatter(centres, features, labels)
+    nc1(centres, scatter), nc3(W, centres)
+
+A network runs once: its features are kept, N x d, and both folds go over them (`measure` does it). Where
+even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
+
+The definitions are those of `ufm_jax.metrics`. That module squares class means to (M M^T)^+, which suits
+float64; here M is decomposed itself, which loses half as many digits and so serves float32.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ufm_jax import metrics
+from ufm_jax._products import matmul
+
+
+class ClassSums(NamedTuple):
+    """What the first fold gathers: samples a class (K,), and the sum of their features (K, d)."""
+
+    counts: chex.Array
+    sums: chex.Array
+
+
+class Centres(NamedTuple):
+    """Class means, as the second fold needs them.
+
+    Attributes:
+        means: of each class, (K, d).
+        centred: the same minus the mean of all samples, (K, d).
+        whitening: (R, d) with R = min(K, d) and `whitening^T whitening = Sigma_B^+`.
+        count: all samples, a scalar.
+    """
+
+    means: chex.Array
+    centred: chex.Array
+    whitening: chex.Array
+    count: chex.Array
+
+
+def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32) -> ClassSums:
+    """Empty sums, to start the first fold from."""
+    return ClassSums(jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype))
+
+
+def add_to_class_sums(sums: ClassSums, features: chex.Array, labels: chex.Array) -> ClassSums:
+    """One step of the first fold.
+
+    Args:
+        sums: of the batches before.
+        features: of this batch, (B, d).
+        labels: their classes in 0..K-1, integers (B,).
+
+    Returns:
+        The sums with the batch in them. A product with one-hot labels adds in a fixed order on every
+        device, which scattered additions on a GPU would not.
+    """
+    one_hot = jax.nn.one_hot(labels, len(sums.counts), dtype=sums.sums.dtype)
+    return ClassSums(sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, features))
+
+
+def centres_of(sums: ClassSums) -> Centres:
+    """Class means and the root of the pseudo-inverse of the between-class covariance.
+
+    Singular values of the centred means up to `max(K, d) eps` times the largest count as zero.
+
+    Args:
+        sums: of all samples; every class has one, else the means are NaN.
+
+    Returns:
+        The centres.
+    """
+    means = sums.sums / sums.counts[:, None]
+    count = jnp.sum(sums.counts)
+    centred = means - jnp.sum(sums.counts[:, None] * means, 0) / count
+    _, values, rows = jnp.linalg.svd(centred, full_matrices=False)
+    is_zero = values <= max(centred.shape) * jnp.finfo(values.dtype).eps * values[0]
+    # Sigma_B = M^T M / K, so its inverse root is sqrt(K) / s on the row space of M.
+    scales = jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values))
+    return Centres(means, centred, scales[:, None] * rows, count)
+
+
+def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+    """One step of the second fold: the batch's part of `N trace(Sigma_W Sigma_B^+)`, a scalar.
+
+    Args:
+        centres: of all samples.
+        features: of this batch, (B, d).
+        labels: their classes in 0..K-1, integers (B,).
+    """
+    return jnp.sum(matmul(features - centres.means[labels], centres.whitening.T) ** 2)
+
+
+def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
+    """Within-class variability `trace(Sigma_W Sigma_B^+) / K` (see `ufm_jax.metrics.nc1`), a scalar.
+
+    Args:
+        centres: of all samples.
+        scatter: the sum of `whitened_scatter` over all batches.
+    """
+    return scatter / (centres.count * len(centres.means))
+
+
+def nc3(W: chex.Array, centres: Centres) -> chex.Array:
+    """Distance from self-duality (see `ufm_jax.metrics.nc3`), a scalar in [0, 2].
+
+    Args:
+        W: classifier rows, (K, d).
+        centres: of all samples.
+    """
+    return metrics._distance_to_simplex(matmul(W, centres.centred.T))
+
+
+def measure(
+    W: chex.Array, features: chex.Array, labels: chex.Array, batch_size: int = 1024
+) -> dict[str, chex.Array]:
+    """NC1, NC2 and NC3 of features kept on the device, in blocks.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        batch_size: rows of a block; temporary memory is a few blocks.
+
+    Returns:
+        Scalars "nc1", "nc2" and "nc3".
+    """
+    num_classes, dim = W.shape
+    full = len(labels) // batch_size * batch_size
+
+    def fold(step, start):
+        def of_block(carry, block):
+            return step(carry, *block), None
+
+        blocks = jax.tree.map(lambda x: x[:full].reshape(-1, batch_size, *x.shape[1:]), (features, labels))
+        carry, _ = jax.lax.scan(of_block, start, blocks)
+        return step(carry, features[full:], labels[full:]) if full < len(labels) else carry
+
+    centres = centres_of(fold(add_to_class_sums, class_sums(num_classes, dim, features.dtype)))
+    scatter = fold(
+        lambda total, *block: total + whitened_scatter(centres, *block), jnp.zeros((), features.dtype)
+    )
+    return {"nc1": nc1(centres, scatter), "nc2": metrics.nc2(W), "nc3": nc3(W, centres)}
