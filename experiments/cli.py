@@ -8,6 +8,7 @@ import difflib
 import io
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = catalog[arguments[0]]
     try:
-        config = _parse(experiment, arguments[1:])
+        config = _parse(experiment, arguments[1:]).resolved()
         # Checks may evaluate closed forms, and JAX can be set up only before its first use.
         _set_up_jax(getattr(config, "dtype", "float32"))
         experiment.check(config)
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(experiment, config)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written.", file=sys.stderr)
+        kept = results.checkpoint_folder(config, experiment.name).exists()
+        outcome = "the same command continues from the last checkpoint" if kept else "nothing was written"
+        print(f"\ninterrupted: {outcome}.", file=sys.stderr)
         return 130
     return 0
 
@@ -64,6 +67,7 @@ def run(experiment: Experiment, config: Config) -> None:
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
         picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
+    shutil.rmtree(results.checkpoint_folder(config, experiment.name), ignore_errors=True)
     if not config.quiet:
         print(claims_table(claims))
     print(picture)
@@ -117,10 +121,11 @@ def _set_up_jax(dtype: str) -> None:
 
 @contextlib.contextmanager
 def _progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
     with tqdm.tqdm(desc=name, total=1.0, bar_format=layout, disable=quiet) as bar:
 
-        def progress(done: float, total: float) -> None:
+        def progress(done: float, total: float, note: str = "") -> None:
+            bar.set_postfix_str(note, refresh=False)
             bar.update(done / total - bar.n)
 
         yield progress

@@ -71,7 +71,9 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = np.arange(256) / 255
     counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
     mean = np.array([np.average(values, weights=n) for n in counts])
-    variance = np.array([np.average((values - m) ** 2, weights=n) for m, n in zip(mean, counts, strict=True)])
+    variance = np.array(
+        [np.average((values - m) ** 2, weights=n) for m, n in zip(mean, counts, strict=True)]
+    )
     return mean.astype(np.float32), np.where(variance > 0, np.sqrt(variance), 1).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,8 +20,12 @@ from ufm_jax import _checks
 Data = dict[str, np.ndarray]
 """Named arrays: everything a figure draws, with its axes."""
 
-Progress = Callable[[float, float], None]
-"""Called with the amount of work done and of all work."""
+
+class Progress(Protocol):
+    """Called with the amount of work done, of all work, and a few words on where it stands."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """Shows it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Config:
     """Seed of all random draws."""
     quiet: bool = False
     """Show no progress bar and no table, only the path of the picture."""
+
+    def resolved(self) -> Self:
+        """The config with every field decided that the user left open."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +105,7 @@ def _natural_order(experiment: Experiment) -> list[Any]:
 
 def part(progress: Progress, index: int, count: int) -> Progress:
     """The progress of the part `index` of `count` equal parts of a whole."""
-    return lambda done, total: progress(index + done / total, count)
+    return lambda done, total, note="": progress(index + done / total, count, note)
 
 
 def first_step(reached: np.ndarray) -> np.ndarray:

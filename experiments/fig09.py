@@ -123,34 +123,40 @@ def _by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
 
 
 def plot(config: Config, data: Data) -> Figure:
+    figure = draw_temperatures(data, "step", "iteration")
+    # All is decided within ten iterations.
+    figure.axes[3].set_xscale("symlog", linthresh=1)
+    figure.supxlabel(
+        f"normalized UFM, K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, gradient "
+        f"descent; lines: mean of {config.trials} trials, bands: the middle 80% of them",
+        fontsize=8,
+    )
+    return figure
+
+
+def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
+    """Each of `METRICS`, shaped (tau, trial, step): by step in the top row, finally against tau below."""
     figure = Figure(figsize=(12, 5.6))
     panels = figure.subplots(2, 4)
-    colors = plotting.sequence_colors(len(config.tau))
+    colors = plotting.sequence_colors(len(data["tau"]))
     for column, (name, label) in enumerate(METRICS.items()):
         above, below = panels[:, column]
         values = data[name] if name == "accuracy" else np.maximum(data[name], plotting.NC1_FLOOR)
-        for color, tau, trials in zip(colors, config.tau, values, strict=True):
-            plotting.draw_mean(above, data["step"], trials, color=color, label=rf"$\tau={tau:g}$")
+        for color, tau, trials in zip(colors, data["tau"], values, strict=True):
+            plotting.draw_mean(above, data[step], trials, color=color, label=rf"$\tau={tau:g}$")
         final = values[:, :, -1]
         low, high = np.quantile(final, [0.1, 0.9], axis=1)
         below.fill_between(data["tau"], low, high, alpha=0.2, linewidth=0)
         below.plot(data["tau"], final.mean(1), marker="o", markersize=4)
-        above.set(title=label, xlabel="iteration")
+        above.set(title=label, xlabel=step_label)
         below.set(xlabel=r"temperature $\tau$", xscale="log", ylabel="final value")
         for axes in (above, below):
             if name == "accuracy":
                 axes.set_ylim(-0.03, 1.05)
             else:
                 axes.set_yscale("log")
-    # All is decided within ten iterations.
-    panels[0, 3].set_xscale("symlog", linthresh=1)
     figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(config.tau)
-    )
-    figure.supxlabel(
-        f"normalized UFM, K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, gradient "
-        f"descent; lines: mean of {config.trials} trials, bands: the middle 80% of them",
-        fontsize=8,
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(data["tau"])
     )
     return figure
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from experiments.experiment import Claim, Config, Data, Experiment
 
-_PACKAGES = ("ufm-jax", "jax", "jaxlib", "optax", "numpy", "matplotlib")
+_PACKAGES = ("ufm-jax", "jax", "jaxlib", "optax", "flax", "numpy", "matplotlib")
 
 
 def check_writable(out: Path) -> None:
@@ -44,6 +44,11 @@ def write(
         # Without a date the same figure is the same file.
         figure.savefig(folder / f"{experiment.name}.pdf", metadata={"CreationDate": None})
     return config.out / experiment.name / f"{experiment.name}.png"
+
+
+def checkpoint_folder(config: Config, name: str) -> Path:
+    """Where the experiment `name` keeps what an interrupted run continues from."""
+    return config.out / f".{name}-checkpoints"
 
 
 @contextlib.contextmanager

@@ -90,7 +90,9 @@ def init(setup: Setup, data: Samples, seed: Any, tau: Any) -> State:
     return State(params, rest, _optimizer(setup, len(data.labels)).init(params))
 
 
-def train_epoch(setup: Setup, data: Samples, state: State, seed: Any, epoch: Any) -> tuple[State, jax.Array]:
+def train_epoch(
+    setup: Setup, data: Samples, state: State, seed: Any, epoch: Any
+) -> tuple[State, jax.Array]:
     """One pass over the samples in an order drawn from `seed` and `epoch`.
 
     The last batch is smaller where the batch size does not divide the samples, as in PyTorch's loader.
@@ -131,9 +133,9 @@ def train_step(setup: Setup, data: Samples, state: State, batch: jax.Array) -> t
 def loss(
     setup: Setup, logits: jax.Array, features: jax.Array, W: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Mean cross entropy of a batch; for the regularized model also
+    """Mean cross entropy of a batch, plus the penalties of the regularized model.
 
-    `weight_decay / 2 ||W||^2 + feature_decay / 2 sum ||h||^2`, the sum over the batch and not its mean.
+    They are `weight_decay / 2 ||W||^2 + feature_decay / 2 sum ||h||^2`, a sum over the batch, not a mean.
     """
     value = jnp.mean(ufm.losses.cross_entropy(logits, labels))
     if setup.model == "regularized":

@@ -1,8 +1,8 @@
 """Neural collapse metrics of features that arrive in batches, in float32, without a d x d matrix.
 
 Sigma_B^+ is known only once every class mean is, so the within-class covariance cannot be weighed by it
-while the features pass for the first time: an exact one-pass sum would need all of Sigma_W, d x d. Therefore
-two folds, each over batches in any order:
+while the features pass for the first time: an exact one-pass sum would need all of Sigma_W, d x d. So there
+are two folds, each over batches in any order:
 
     sums = class_sums(K, d)
     for features, labels in batches:

@@ -1,0 +1,90 @@
+"""Checkpoints of long runs, with Orbax: whole or absent, verified when read, the newest two kept."""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder.
+
+    Orbax writes each under a temporary name and renames it when complete, so a process killed at any moment
+    leaves only whole ones. A digest beside the arrays tells damage on the disk.
+    """
+
+    def __init__(self, folder: Path, seconds: float):
+        """Opens `folder`, made if missing; `save` writes at most once in `seconds`, unless told to."""
+        import orbax.checkpoint as ocp  # Takes a second that the other experiments need not wait.
+
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+        )
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def save(self, step: int, tree: Any, *, now: bool = False) -> None:
+        """Keeps the pytree of arrays `tree` as the state after `step`, if it is time or asked for `now`."""
+        if not now and time.monotonic() - self._last < self._seconds:
+            return
+        arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+        save = self._ocp.args
+        self._manager.save(
+            step,
+            args=save.Composite(
+                arrays=save.StandardSave(arrays), digest=save.JsonSave({"sha256": _digest(arrays)})
+            ),
+            force=True,
+        )
+        self._last = time.monotonic()
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """The newest checkpoint that is undamaged, as its step and a pytree of NumPy arrays.
+
+        Args:
+            like: a pytree with the structure, shapes and dtypes of the saved one.
+
+        Returns:
+            None if there is no such checkpoint. Damaged ones are named on stderr and removed.
+        """
+        leaves, structure = jax.tree.flatten(like)
+        template = {str(i): np.empty(x.shape, x.dtype) for i, x in enumerate(leaves)}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                arrays = self._read(step, template)
+            except Exception as error:  # Orbax raises whatever its readers meet.
+                reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)
+                print(f"the checkpoint after epoch {step} is damaged ({reason}): skipped.", file=sys.stderr)
+                self._manager.delete(step)
+                continue
+            return step, jax.tree.unflatten(structure, [arrays[str(i)] for i in range(len(leaves))])
+        return None
+
+    def _read(self, step: int, template: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        restore = self._ocp.args
+        found = self._manager.restore(
+            step,
+            args=restore.Composite(arrays=restore.StandardRestore(template), digest=restore.JsonRestore()),
+        )
+        arrays = {name: np.asarray(x) for name, x in found["arrays"].items()}
+        if found["digest"]["sha256"] != _digest(arrays):
+            raise ValueError("its digest differs")
+        return arrays
+
+    def close(self) -> None:
+        """Ends the work with the folder."""
+        self._manager.close()
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    hasher = hashlib.sha256()
+    for name, x in sorted(arrays.items()):
+        hasher.update(f"{name} {x.dtype} {x.shape}".encode())
+        hasher.update(np.ascontiguousarray(x).tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,118 @@
+"""Figure 4: normalized ResNet-18 of several widths on random labels, a test of the feature model."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import data as datasets
+from experiments import networks, plotting, training
+from experiments.experiment import Claim, Data, Experiment, Progress
+from experiments.fig09 import METRICS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(networks.NetworkConfig):
+    """The paper's widths; a wide network can place its features where it likes, as the UFM assumes."""
+
+    SCALES: ClassVar = {
+        "laptop": {"dataset": "digits", "samples_per_class": 100, "epochs": 120, "width": (4, 8, 16, 32)},
+        "paper": {
+            "dataset": "cifar10",
+            "samples_per_class": 200,
+            "epochs": 200,
+            "width": (4, 8, 16, 32, 64),
+        },
+    }
+
+    width: tuple[int, ...] | None = None
+    """Channels of the first stage, one network each; 64 is ResNet-18's own."""
+    tau: float = 1.0
+    """Temperature."""
+
+
+def run(config: Config, progress: Progress) -> Data:
+    seed = networks.seeds(config)
+    tau = np.full(len(seed), config.tau, np.float32)
+    k = datasets.num_classes(config.dataset)
+    groups = [
+        networks.Group(
+            f"width {width}", training.Setup("resnet18", "normalized", k, width, config.recipe), seed, tau
+        )
+        for width in config.width
+    ]
+    split = networks.training_split(config, random_labels=True)
+    histories = networks.train("fig4", config, groups, split, progress)
+    data = {
+        name: np.stack([histories[group.name][name] for group in groups]) for name in (*METRICS, "loss")
+    }
+    return {"width": np.asarray(config.width), "epoch": np.arange(1, config.epochs + 1), **data}
+
+
+def claims(config: Config, data: Data) -> list[Claim]:
+    width = data["width"]
+    final = {name: data[name][:, :, -1].mean(1) for name in METRICS}
+    first = {name: data[name][:, :, 0].mean(1) for name in METRICS}
+    order = np.argsort(width)
+    made = []
+    if len(width) > 1:
+        for name in ("nc1", "nc2", "nc3"):
+            made.append(
+                Claim(
+                    f"wider is more collapsed: {name.upper()} at the end falls with the width",
+                    bool(np.all(np.diff(final[name][order]) < 0)),
+                    _by_width(width, final[name]),
+                )
+            )
+    widest = order[-1]
+    falls = [final[name][widest] < 0.5 * first[name][widest] for name in ("nc1", "nc2", "nc3")]
+    made.append(
+        Claim(
+            "collapse happens on random labels: the widest network fits them all, and its NC1, NC2 and NC3 "
+            "fall below half of what they were after the first epoch",
+            bool(final["accuracy"][widest] == 1 and all(falls)),
+            f"width {width[widest]}: accuracy {final['accuracy'][widest]:.4g}; "
+            + ", ".join(
+                f"{name.upper()} {first[name][widest]:.3g} to {final[name][widest]:.3g}"
+                for name in ("nc1", "nc2", "nc3")
+            ),
+        )
+    )
+    return made
+
+
+def _by_width(width: np.ndarray, values: np.ndarray) -> str:
+    return ", ".join(f"{v:.3g} at width {w}" for w, v in zip(width, values, strict=True))
+
+
+def plot(config: Config, data: Data) -> Figure:
+    figure = Figure(figsize=(12, 3.2))
+    colors = plotting.sequence_colors(len(data["width"]))
+    for axes, (name, label) in zip(figure.subplots(1, 4), METRICS.items(), strict=True):
+        for color, width, trials in zip(colors, data["width"], data[name], strict=True):
+            plotting.draw_mean(axes, data["epoch"], trials, color=color, label=f"width {width}")
+        axes.set(title=label, xlabel="epoch")
+        if name == "accuracy":
+            axes.set_ylim(-0.03, 1.05)
+        else:
+            axes.set_yscale("log")
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(data["width"]))
+    figure.supxlabel(
+        rf"normalized ResNet-18 on random labels, $\tau={config.tau:g}$, {networks.describe(config)}",
+        fontsize=8,
+    )
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="fig4",
+    title="normalized ResNet-18 of several widths on random labels: NC1, NC2, NC3 and accuracy",
+    duration="about 5 min on two cores at laptop scale",
+    config=Config,
+    check=networks.check,
+    run=run,
+    claims=claims,
+    plot=plot,
+)

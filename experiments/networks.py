@@ -1,0 +1,246 @@
+"""What the experiments on networks share: their config, and training with progress and checkpoints."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments import data as datasets
+from experiments import results, training
+from experiments.checkpoints import Checkpoints
+from experiments.experiment import Config, Progress, part
+from ufm_jax import _checks
+
+_LABELS_SEED = 1
+"""Added to the seed for the draw of random labels, so that it differs from the draw of samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig(Config):
+    """Fields of every experiment on networks. Where the default is None, the scale decides."""
+
+    SCALES: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    scale: Literal["laptop", "paper"] = "laptop"
+    """laptop: digits and narrow networks, minutes on two cores. paper: CIFAR at the paper's size."""
+    dataset: datasets.Name | None = None
+    """Data set; digits comes with scikit-learn, cifar10 and cifar100 are read through TFDS."""
+    samples_per_class: int | None = None
+    """Training samples of each class, n, drawn by the seed; 0 takes all."""
+    epochs: int | None = None
+    """Epochs of training."""
+    batch_size: int = 128
+    """Samples of a step."""
+    trials: int = 1
+    """Networks trained in each setting, from different seeds."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints; a run that was stopped continues from the last one."""
+
+    def resolved(self) -> Self:
+        """The config with every None replaced by the scale's default."""
+        defaults = self.SCALES[self.scale]
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+    @property
+    def recipe(self) -> training.Recipe:
+        """The paper's recipe with the sizes of this config."""
+        return training.Recipe(epochs=self.epochs or 0, batch_size=self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantConfig(NetworkConfig):
+    """Fields of the experiments that compare with the regularized model."""
+
+    variant: Literal["paper", "released"] = "paper"
+    """released: as the authors' released code, which projects the regularized model's classifier to the
+    sphere too, keeps a classifier bias, and does not shuffle the full training set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Networks of one setup: they differ in `seed` and `tau`, one of each a network."""
+
+    name: str
+    setup: training.Setup
+    seed: np.ndarray
+    tau: np.ndarray
+
+
+def check(config: NetworkConfig) -> None:
+    """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
+    _checks.within("seed", config.seed, 0, 2**31 - 1)
+    for name, low in {"epochs": 1, "batch_size": 2, "trials": 1, "checkpoint_seconds": 0}.items():
+        _checks.at_least(name, getattr(config, name), low)
+    _checks.at_least("samples_per_class", config.samples_per_class, 0)
+    for name, check_value in [
+        ("width", functools.partial(_checks.at_least, low=1)),
+        ("tau", _checks.positive),
+    ]:
+        value = getattr(config, name, 1)
+        if np.size(value) == 0:
+            raise ValueError(f"{name} needs at least one value.")
+        check_value(name, value)
+    training_split(config)
+
+
+def training_split(config: NetworkConfig, *, random_labels: bool = False) -> datasets.Split:
+    """The training samples that `config` asks for."""
+    split = datasets.load(config.dataset, "train")
+    split = datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
+    return datasets.random_labels(split, config.seed + _LABELS_SEED) if random_labels else split
+
+
+def seeds(config: NetworkConfig) -> np.ndarray:
+    """One seed for each trial, (trials,)."""
+    return np.random.default_rng(config.seed).integers(0, 2**31 - 1, config.trials, np.int32)
+
+
+def train(
+    name: str,
+    config: NetworkConfig,
+    groups: Sequence[Group],
+    split: datasets.Split,
+    progress: Progress,
+    *,
+    test: datasets.Split | None = None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Trains every network of `groups` on `split`.
+
+    The networks of a group run beside each other, one on each device, and in turns where there are more
+    networks than devices. Checkpoints lie in a hidden folder of `config.out`, and are used by a later run
+    of the same config; the command line removes them once the results are written.
+
+    Returns:
+        For each group's name its metrics after every epoch, (networks, epochs): "nc1", "nc2", "nc3",
+        "accuracy" and "loss"; with `test`, the first four also of it, as "test_nc1" and so on.
+    """
+    data = [training.samples(split, split)]
+    if test is not None:
+        data.append(training.samples(test, split))
+    devices = jax.local_devices()
+    parts = [
+        (group, start, min(start + len(devices), len(group.seed)))
+        for group in groups
+        for start in range(0, len(group.seed), len(devices))
+    ]
+    rows: dict[str, list] = {group.name: [] for group in groups}
+    for i, (group, start, stop) in enumerate(parts):
+        folder = (
+            results.checkpoint_folder(config, name) / _fingerprint(config) / f"{group.name}-{start}-{stop}"
+        )
+        rows[group.name].append(
+            _train_beside(
+                group,
+                slice(start, stop),
+                devices[: stop - start],
+                data,
+                folder,
+                config,
+                part(progress, i, len(parts)),
+            )
+        )
+    return {
+        name: jax.tree.map(lambda *x: np.concatenate(x), *histories) for name, histories in rows.items()
+    }
+
+
+def _train_beside(
+    group: Group,
+    members: slice,
+    devices: Sequence[jax.Device],
+    data: list[training.Samples],
+    folder: Path,
+    config: NetworkConfig,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """The histories of as many networks of `group` as there are `devices`, one on each."""
+    mesh = Mesh(np.array(devices), ("network",))
+    beside, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in [("network",), ()])
+    data = jax.device_put(data, everywhere)
+    seed, tau = jax.device_put((group.seed[members], group.tau[members].astype(np.float32)), beside)
+    start, advance = _programs(group.setup, mesh)
+    epochs = group.setup.recipe.epochs
+    with contextlib.closing(Checkpoints(folder, config.checkpoint_seconds)) as checkpoints:
+        like = jax.eval_shape(start, data, seed, tau)
+        names = sorted(jax.eval_shape(advance, data, like, seed, np.int32(0))[1])
+        history = {name: np.full((len(devices), epochs), np.nan, np.float32) for name in names}
+        found = checkpoints.restore((like, history))
+        if found is None:
+            done, state = 0, start(data, seed, tau)
+        else:
+            done, (state, history) = found
+            state = jax.device_put(state, beside)
+            history = jax.tree.map(np.array, history)
+        for epoch in range(done, epochs):
+            state, row = advance(data, state, seed, np.int32(epoch))
+            for name, values in row.items():
+                history[name][:, epoch] = values
+            accuracy, nc1 = (history[metric][:, epoch].mean() for metric in ("accuracy", "nc1"))
+            note = f"{group.name}, epoch {epoch + 1}/{epochs}, accuracy {accuracy:.3f}, NC1 {nc1:.3g}"
+            progress(epoch + 1, epochs, note)
+            checkpoints.save(epoch + 1, (state, history), now=epoch + 1 == epochs)
+    return history
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
+    """Compiled: the start of one network a device, and an epoch of training and measuring of each."""
+    beside, everywhere = PartitionSpec("network"), PartitionSpec()
+
+    def start(data, seed, tau):
+        return training.init(setup, data[0], seed, tau)
+
+    def advance(data, state, seed, epoch):
+        state, loss = training.train_epoch(setup, data[0], state, seed, epoch)
+        row = {**training.evaluate(setup, data[0], state), "loss": loss}
+        if len(data) > 1:
+            row |= {f"test_{name}": x for name, x in training.evaluate(setup, data[1], state).items()}
+        return state, row
+
+    def compiled(function, specs, out_specs):
+        def of_one_network(data, *arguments):
+            own = [
+                jax.tree.map(lambda x: x[0], x) if spec == beside else x
+                for x, spec in zip(arguments, specs, strict=True)
+            ]
+            with jax.default_matmul_precision("highest"):
+                return jax.tree.map(lambda x: x[None], function(data, *own))
+
+        return jax.jit(
+            jax.shard_map(
+                of_one_network,
+                mesh=mesh,
+                in_specs=(everywhere, *specs),
+                out_specs=out_specs,
+                check_vma=False,
+            )
+        )
+
+    return (
+        compiled(start, (beside, beside), beside),
+        compiled(advance, (beside, beside, everywhere), (beside, beside)),
+    )
+
+
+def _fingerprint(config: NetworkConfig) -> str:
+    """A short name for all that decides the numbers of a run."""
+    fields = dataclasses.asdict(config)
+    deciding = {k: v for k, v in fields.items() if k not in ("out", "quiet", "checkpoint_seconds")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def describe(config: NetworkConfig) -> str:
+    """The data and the training of `config` in a few words, for captions."""
+    n = config.samples_per_class
+    size = f"n={n} a class" if n else "all samples"
+    trials = f", mean of {config.trials} trials" if config.trials > 1 else ""
+    return f"{config.dataset}, {size}, {config.epochs} epochs{trials}"

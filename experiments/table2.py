@@ -1,0 +1,97 @@
+"""Table 2: test accuracy and test NC1 of normalized and regularized ResNets trained on the whole set."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import comparison
+from experiments.experiment import Claim, Data, Experiment, Progress
+
+PAPER = {
+    "regularized_resnet18": (0.553, 3.838),
+    "regularized_resnet50": (0.489, 4.486),
+    "normalized_resnet18": (0.586, 3.143),
+    "normalized_resnet50": (0.564, 3.127),
+}
+"""The paper's test accuracy and test NC1, on CIFAR-100 after 100 epochs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(comparison.Config):
+    """The paper's comparison of generalization."""
+
+    SCALES: ClassVar = {
+        "laptop": {"dataset": "digits", "samples_per_class": 0, "epochs": 50, "width": 8},
+        "paper": {"dataset": "cifar100", "samples_per_class": 0, "epochs": 100, "width": 64},
+    }
+
+
+def run(config: Config, progress: Progress) -> Data:
+    # The released code does not shuffle the full training set.
+    shuffle = config.variant == "paper" or config.samples_per_class != 0
+    return comparison.run("table2", config, progress, test=True, shuffle=shuffle)
+
+
+def claims(config: Config, data: Data) -> list[Claim]:
+    made = []
+    for architecture in config.architecture:
+        title = comparison.TITLES[architecture]
+        ours, theirs = (_final(data, f"{model}_{architecture}") for model in ("normalized", "regularized"))
+        for i, (what, form) in enumerate([("test accuracy", ".1%"), ("test NC1", ".3f")]):
+            better = ours[i] > theirs[i] if i == 0 else ours[i] < theirs[i]
+            measured = f"normalized {ours[i]:{form}}, regularized {theirs[i]:{form}}"
+            if _is_the_papers(config, architecture):
+                paper = [PAPER[f"{model}_{architecture}"][i] for model in ("normalized", "regularized")]
+                measured += f" (paper: {paper[0]:{form}}, {paper[1]:{form}})"
+            direction = "higher" if i == 0 else "lower"
+            made.append(Claim(f"{title}: normalization gives a {direction} {what}", bool(better), measured))
+    return made
+
+
+def plot(config: Config, data: Data) -> Figure:
+    figure = Figure(figsize=(7.5, 3.2))
+    positions = np.arange(len(config.architecture))
+    panels = figure.subplots(1, 2)
+    for i, (axes, label) in enumerate(
+        zip(panels, ["test accuracy", r"test $\mathcal{NC}_1$"], strict=True)
+    ):
+        for offset, model, color in [(-0.2, "regularized", "C1"), (0.2, "normalized", "C0")]:
+            names = [f"{model}_{architecture}" for architecture in config.architecture]
+            values = [_final(data, name)[i] for name in names]
+            bars = axes.bar(positions + offset, values, 0.38, color=color, label=model)
+            axes.bar_label(bars, fmt="{:.1%}" if i == 0 else "{:.3f}", padding=2, fontsize=8)
+            for x, name in zip(positions + offset, names, strict=True):
+                if _is_the_papers(config, name.split("_")[1]):
+                    axes.hlines(PAPER[name][i], x - 0.19, x + 0.19, color="black", linestyle="--")
+        titles = [comparison.TITLES[architecture] for architecture in config.architecture]
+        axes.set(ylabel=label, xticks=positions, xticklabels=titles)
+        axes.margins(y=0.12)
+        axes.grid(False, axis="x")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    dashes = "; dashed: the paper's" if config.dataset == "cifar100" else ""
+    figure.supxlabel(comparison.caption(config) + dashes, fontsize=8)
+    return figure
+
+
+def _final(data: Data, name: str) -> tuple[float, float]:
+    """Test accuracy and test NC1 after the last epoch, means over the trials."""
+    accuracy, nc1 = (data[f"test_{metric}_{name}"][:, -1].mean() for metric in ("accuracy", "nc1"))
+    return float(accuracy), float(nc1)
+
+
+def _is_the_papers(config: Config, architecture: str) -> bool:
+    return config.dataset == "cifar100" and f"normalized_{architecture}" in PAPER
+
+
+EXPERIMENT = Experiment(
+    name="table2",
+    title="normalized against regularized ResNets on the whole set: test accuracy and test NC1",
+    duration="about 8 min on two cores at laptop scale",
+    config=Config,
+    check=comparison.check,
+    run=run,
+    claims=claims,
+    plot=plot,
+)
