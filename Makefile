@@ -6,10 +6,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 ARGS ?=
+NETWORKS := fig4 fig6 fig10 table2
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format figures clean $(UFM_FIGURES)
+.PHONY: help setup test test-slow lint format figures clean networks $(UFM_FIGURES) $(NETWORKS)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
@@ -27,10 +28,17 @@ fig11: $(READY)  ## Figure 11: focal loss, found minima against collapse (30 s)
 fig12: $(READY)  ## Figure 12: label smoothing, and where its minimum leaves collapse (30 s)
 fig13: $(READY)  ## Figure 13: supervised contrastive loss against its minimum (30 s)
 
-$(UFM_FIGURES):
+fig4: $(READY)  ## Figure 4: networks of several widths on random labels (T4 min)
+fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (T6 min)
+fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (T10 min)
+table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (T2 min)
+
+$(UFM_FIGURES) $(NETWORKS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)
+
+networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (TN min)
 
 test: $(READY)  ## Tests without the slow ones (6 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment = catalog[arguments[0]]
     try:
-        config = _parse(experiment, arguments[1:]).resolved()
+        config = _parse(experiment, arguments[1:])
         # Checks may evaluate closed forms, and JAX can be set up only before its first use.
         _set_up_jax(getattr(config, "dtype", "float32"))
         experiment.check(config)
@@ -89,6 +89,7 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 experiment.config,
+                default=experiment.config.at_scale(_scale(arguments)),
                 prog=f"python -m experiments {experiment.name}",
                 description=f"{experiment.title} ({experiment.duration}).",
                 args=list(arguments),
@@ -99,6 +100,12 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
         if exit_request.code == 0:
             raise
         raise ValueError(_in_one_line(complaint.getvalue())) from None
+
+
+def _scale(arguments: Sequence[str]) -> str:
+    """The value of --scale, which decides the defaults of the other fields; empty if there is none."""
+    following = re.search(r"--scale[= ](\S+)", " ".join(arguments))
+    return following[1] if following else ""
 
 
 def _in_one_line(box: str) -> str:

@@ -18,7 +18,7 @@ class Config(networks.VariantConfig):
 
     architecture: tuple[resnet.Architecture, ...] = ("resnet18", "resnet50")
     """Residual networks to compare on."""
-    width: int | None = None
+    width: int = 8
     """Channels of the first stage; 64 is the original's."""
     tau: float = 1.0
     """Temperature of the normalized networks."""

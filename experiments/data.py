@@ -74,7 +74,7 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = np.array(
         [np.average((values - m) ** 2, weights=n) for m, n in zip(mean, counts, strict=True)]
     )
-    return mean.astype(np.float32), np.where(variance > 0, np.sqrt(variance), 1).astype(np.float32)
+    return mean.astype(np.float32), np.where(variance > 1e-12, np.sqrt(variance), 1).astype(np.float32)
 
 
 def _digits(name: Name, part: Part) -> Split:
@@ -130,7 +130,7 @@ def _cache() -> Path:
 def _read(kept: Path) -> Split | None:
     """What an earlier run decoded; None if it did not, or the file is damaged."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with open(kept, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Split(arrays["images"], arrays["labels"])
     except Exception:  # Whatever is wrong with it, decoding again puts it right.
         return None

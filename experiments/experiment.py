@@ -39,9 +39,11 @@ class Config:
     quiet: bool = False
     """Show no progress bar and no table, only the path of the picture."""
 
-    def resolved(self) -> Self:
-        """The config with every field decided that the user left open."""
-        return self
+    @classmethod
+    def at_scale(cls, scale: str) -> Self:
+        """The defaults at the scale that was asked for; refusing an unknown one is left to tyro."""
+        del scale
+        return cls()
 
 
 @dataclasses.dataclass(frozen=True)

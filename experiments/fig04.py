@@ -16,17 +16,16 @@ from experiments.fig09 import METRICS
 class Config(networks.NetworkConfig):
     """The paper's widths; a wide network can place its features where it likes, as the UFM assumes."""
 
-    SCALES: ClassVar = {
-        "laptop": {"dataset": "digits", "samples_per_class": 100, "epochs": 120, "width": (4, 8, 16, 32)},
-        "paper": {
-            "dataset": "cifar10",
-            "samples_per_class": 200,
-            "epochs": 200,
-            "width": (4, 8, 16, 32, 64),
-        },
+    PAPER: ClassVar = {
+        "dataset": "cifar10",
+        "samples_per_class": 200,
+        "epochs": 200,
+        "width": (4, 8, 16, 32, 64),
     }
 
-    width: tuple[int, ...] | None = None
+    epochs: int = 120
+    """Epochs of training."""
+    width: tuple[int, ...] = (4, 8, 16, 32)
     """Channels of the first stage, one network each; 64 is ResNet-18's own."""
     tau: float = 1.0
     """Temperature."""

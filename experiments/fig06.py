@@ -14,10 +14,10 @@ from experiments.experiment import Claim, Data, Experiment, Progress, first_step
 class Config(comparison.Config):
     """The paper's comparison of training speed and collapse."""
 
-    SCALES: ClassVar = {
-        "laptop": {"dataset": "digits", "samples_per_class": 30, "epochs": 100, "width": 8},
-        "paper": {"dataset": "cifar100", "samples_per_class": 30, "epochs": 100, "width": 64},
-    }
+    PAPER: ClassVar = {"dataset": "cifar100", "width": 64}
+
+    samples_per_class: int = 30
+    """Training samples of each class, n, drawn by the seed; 0 takes all."""
 
 
 def run(config: Config, progress: Progress) -> Data:

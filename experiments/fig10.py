@@ -16,14 +16,11 @@ from experiments.fig09 import METRICS, draw_temperatures
 class Config(networks.NetworkConfig):
     """The paper's sweep; the grid of temperatures is read off its figure."""
 
-    SCALES: ClassVar = {
-        "laptop": {"dataset": "digits", "samples_per_class": 100, "epochs": 100, "width": 16},
-        "paper": {"dataset": "cifar10", "samples_per_class": 100, "epochs": 200, "width": 64},
-    }
+    PAPER: ClassVar = {"dataset": "cifar10", "epochs": 200, "width": 64}
 
     tau: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 100.0)
     """Temperatures."""
-    width: int | None = None
+    width: int = 16
     """Channels of the first stage; 64 is ResNet-18's own."""
 
 

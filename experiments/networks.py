@@ -25,17 +25,18 @@ _LABELS_SEED = 1
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig(Config):
-    """Fields of every experiment on networks. Where the default is None, the scale decides."""
+    """Fields of every experiment on networks."""
 
-    SCALES: ClassVar[dict[str, dict[str, Any]]] = {}
+    PAPER: ClassVar[dict[str, Any]] = {}
+    """Defaults at the paper's scale; those of the fields are the laptop's."""
 
     scale: Literal["laptop", "paper"] = "laptop"
     """laptop: digits and narrow networks, minutes on two cores. paper: CIFAR at the paper's size."""
-    dataset: datasets.Name | None = None
+    dataset: datasets.Name = "digits"
     """Data set; digits comes with scikit-learn, cifar10 and cifar100 are read through TFDS."""
-    samples_per_class: int | None = None
+    samples_per_class: int = 100
     """Training samples of each class, n, drawn by the seed; 0 takes all."""
-    epochs: int | None = None
+    epochs: int = 100
     """Epochs of training."""
     batch_size: int = 128
     """Samples of a step."""
@@ -44,16 +45,14 @@ class NetworkConfig(Config):
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
 
-    def resolved(self) -> Self:
-        """The config with every None replaced by the scale's default."""
-        defaults = self.SCALES[self.scale]
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
+    @classmethod
+    def at_scale(cls, scale: str) -> Self:
+        return cls(scale="paper", **cls.PAPER) if scale == "paper" else cls()
 
     @property
     def recipe(self) -> training.Recipe:
         """The paper's recipe with the sizes of this config."""
-        return training.Recipe(epochs=self.epochs or 0, batch_size=self.batch_size)
+        return training.Recipe(epochs=self.epochs, batch_size=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +80,12 @@ def check(config: NetworkConfig) -> None:
     for name, low in {"epochs": 1, "batch_size": 2, "trials": 1, "checkpoint_seconds": 0}.items():
         _checks.at_least(name, getattr(config, name), low)
     _checks.at_least("samples_per_class", config.samples_per_class, 0)
-    for name, check_value in [
-        ("width", functools.partial(_checks.at_least, low=1)),
-        ("tau", _checks.positive),
-    ]:
-        value = getattr(config, name, 1)
-        if np.size(value) == 0:
+    swept = {name: getattr(config, name, 1) for name in ("width", "tau")}
+    for name, values in swept.items():
+        if np.size(values) == 0:
             raise ValueError(f"{name} needs at least one value.")
-        check_value(name, value)
+    _checks.at_least("width", swept["width"], 1)
+    _checks.positive("tau", swept["tau"])
     training_split(config)
 
 

@@ -22,10 +22,12 @@ PAPER = {
 class Config(comparison.Config):
     """The paper's comparison of generalization."""
 
-    SCALES: ClassVar = {
-        "laptop": {"dataset": "digits", "samples_per_class": 0, "epochs": 50, "width": 8},
-        "paper": {"dataset": "cifar100", "samples_per_class": 0, "epochs": 100, "width": 64},
-    }
+    PAPER: ClassVar = {"dataset": "cifar100", "epochs": 100, "width": 64}
+
+    samples_per_class: int = 0
+    """Training samples of each class, n, drawn by the seed; 0 takes all."""
+    epochs: int = 50
+    """Epochs of training."""
 
 
 def run(config: Config, progress: Progress) -> Data:

@@ -86,8 +86,8 @@ def samples(split: datasets.Split, training: datasets.Split) -> Samples:
 
 def init(setup: Setup, data: Samples, seed: Any, tau: Any) -> State:
     """An untrained network; `seed` decides its parameters, and may be traced, as `tau`."""
-    _, params, rest = nnx.split(_network(setup, data, jax.random.key(seed), tau), nnx.Param, ...)
-    return State(params, rest, _optimizer(setup, len(data.labels)).init(params))
+    _, params, *rest = nnx.split(_network(setup, data, jax.random.key(seed), tau), nnx.Param, ...)
+    return State(params, rest[0], _optimizer(setup, len(data.labels)).init(params))
 
 
 def train_epoch(
@@ -122,7 +122,7 @@ def train_step(setup: Setup, data: Samples, state: State, batch: jax.Array) -> t
         network = nnx.merge(graph, params, state.rest, copy=True)
         logits, features = network(_standardized(data, batch), training=True)
         value = loss(setup, logits, features, network.W[...], data.labels[batch])
-        return value, nnx.split(network, nnx.Param, ...)[2]
+        return value, nnx.state(network, nnx.Not(nnx.Param))
 
     (value, rest), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     optimizer = _optimizer(setup, len(data.labels))

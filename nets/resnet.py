@@ -120,7 +120,7 @@ class Block(nnx.Module):
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(nnx.relu(y) if i > 0 else y), training)
-        if self.shortcut is not None:
+        if self.shortcut is not None and self.shortcut_norm is not None:
             x = self.shortcut_norm(self.shortcut(x), training)
         return nnx.relu(x + y)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,12 +20,29 @@ ROOT = Path(__file__).parent.parent
 _SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "3"]
 _MINIMA = ["--num_classes", "2", "4", "--tau", "0.5", "5", "--trials", "2", "--dim", "6"]
 _DESCENT = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "2", "--steps", "6"]
+_NETWORK = ["--scale", "paper", "--dataset", "synthetic", "--samples_per_class", "6", "--batch_size", "60"]
+_NETWORK += ["--epochs", "2", "--trials", "1", "--width", "4"]
+_COMPARISON = [*_NETWORK, "--architecture", "resnet18", "--variant", "released"]
 SMALL = {
+    "fig4": [*_NETWORK, "5"],
+    **dict.fromkeys(["fig6", "table2"], _COMPARISON),
+    "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
 }
+
+
+SLOW = ("fig4", "fig6", "table2")
+"""Experiments whose smallest run spends a minute in the compiler."""
+
+
+@pytest.fixture(autouse=True)
+def _float64_again():
+    """Networks switch the process to float32."""
+    yield
+    jax.config.update("jax_enable_x64", True)
 
 
 def command(*arguments, **options):
@@ -44,7 +62,9 @@ def main(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("name", all_experiments())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in all_experiments()]
+)
 def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     code, out, _ = main(capsys, name, "--out", tmp_path, "--seed", 3, *SMALL[name])
     assert code == 0

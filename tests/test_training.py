@@ -1,0 +1,158 @@
+"""Training steps against NumPy's formulas and PyTorch, and the epochs made of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import ufm_jax as ufm
+from experiments import data as datasets
+from experiments import training
+from nets import resnet
+from tests import test_resnet
+
+RECIPE = training.Recipe(batch_size=16)
+
+
+def setup(model="normalized", **changes):
+    return training.Setup("resnet18", model, 10, 4, RECIPE, **changes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow():
+    """One block a stage: all the kinds of layers there are, in half the compile time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.ARCHITECTURES, "resnet18", (resnet.BasicBlock, (1, 1, 1, 1)))
+        patch.setitem(test_resnet.STAGES, "resnet18", (1, 1, 1, 1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def samples():
+    split = datasets.first_of_each_class(datasets.load("synthetic", "train"), 4, 0)
+    return training.samples(split, split)
+
+
+@functools.cache
+def program(function, of):
+    return jax.jit(functools.partial(function, of))
+
+
+@pytest.fixture(scope="module")
+def start(samples):
+    return program(training.init, setup())(samples, 0, 2.0)
+
+
+@pytest.mark.parametrize("model", training.MODELS)
+def test_losses_equal_numpy(model):
+    generator = np.random.default_rng(0)
+    W, h = generator.normal(size=(10, 6)), generator.normal(size=(16, 6))
+    labels = generator.integers(0, 10, 16)
+    logits = h @ W.T
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(16), labels])
+    if model == "regularized":
+        expected += 0.5e-4 * np.square(W).sum() + 0.5e-4 * np.square(h).sum()
+    found = training.loss(setup(model), *(jnp.asarray(x) for x in (logits, h, W, labels)))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_an_epoch_is_a_step_for_each_batch_and_a_smaller_last_one(samples, start):
+    """Against a loop over batches; 40 samples make two batches of 16 and one of 8."""
+    state, loss = program(training.train_epoch, setup())(samples, start, 5, 2)
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(5), 2), jnp.arange(40))
+    expected, total = start, 0.0
+    for batch in np.split(order, [16, 32]):
+        expected, value = program(training.train_step, setup())(samples, expected, batch)
+        total += len(batch) * float(value)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+    assert float(loss) == pytest.approx(total / 40, rel=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(state.params["W"][...], axis=-1), 1, atol=1e-6)
+    assert state.rest["tau"][...] == 2
+
+
+def test_measurements_are_those_of_the_features_at_inference(samples, start):
+    found = program(training.evaluate, setup())(samples, start)
+    network = nnx.merge(training._graph(setup(), samples), start.params, start.rest)
+    images = (np.asarray(samples.images) / 255 - samples.mean) / samples.deviation
+    logits, features = network(images)
+    W = network.W[...]
+    expected = {
+        "nc1": ufm.metrics.nc1(features, samples.labels, 10),
+        "nc2": ufm.metrics.nc2(W),
+        "nc3": ufm.metrics.nc3(W, features, samples.labels),
+        "accuracy": np.mean(np.argmax(logits, -1) == samples.labels),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3)
+
+
+def test_the_classifier_is_projected_where_the_variant_says_so(samples, start):
+    ones = jax.tree.map(jnp.ones_like, start.params)
+    for model, released, projected in [
+        ("normalized", False, True),
+        ("normalized", True, True),
+        ("regularized", False, False),
+        ("regularized", True, True),
+    ]:
+        optimizer = training._optimizer(setup(model, released=released), 40)
+        updates, _ = optimizer.update(ones, optimizer.init(start.params), start.params)
+        moved = optax.apply_updates(start.params, updates)
+        lengths = np.linalg.norm(moved["W"][...], axis=-1)
+        assert np.allclose(lengths, 1, atol=1e-6) == projected
+        np.testing.assert_allclose(
+            moved["stem"]["kernel"][...], start.params["stem"]["kernel"][...] - 0.05, atol=1e-6
+        )
+
+
+def test_the_learning_rate_falls_every_forty_epochs(start):
+    """41 samples in batches of 16 are three steps an epoch."""
+    optimizer = training._optimizer(setup("regularized"), 41)
+    gradient = {"x": jnp.ones(())}
+    rates, state = [], optimizer.init(gradient)
+    for _ in range(3 * 81):
+        # Without memory of earlier steps the update is the rate itself.
+        state = optax.tree.set(state, trace={"x": jnp.zeros(())})
+        updates, state = optimizer.update(gradient, state)
+        rates.append(-updates["x"])
+    np.testing.assert_allclose(rates, np.repeat([0.05, 0.005, 0.0005], [120, 120, 3]), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", training.MODELS)
+def test_three_steps_follow_pytorch(model, samples):
+    """The released variant from the same weights: momentum, penalties, bias and projection."""
+    torch = pytest.importorskip("torch")
+    of = setup(model, released=True)
+    theirs = test_resnet.torch_resnet("resnet18", 10, 4, 3, bias=True)
+    network = training._network(of, samples, jax.random.key(0), 1.0)
+    test_resnet.copy_weights(theirs, network)
+    graph, params, rest = nnx.split(network, nnx.Param, ...)
+    state = training.State(params, rest, training._optimizer(of, 40).init(params))
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9)
+    theirs.train()
+    images = (np.asarray(samples.images) / 255 - samples.mean) / samples.deviation
+    for batch in np.split(np.arange(40), [16, 32]):
+        state, value = program(training.train_step, of)(samples, state, jnp.asarray(batch))
+        h = theirs(torch.tensor(np.asarray(images)[batch].transpose(0, 3, 1, 2), dtype=torch.float32))[1]
+        W = theirs.classifier.weight
+        h = torch.nn.functional.normalize(h) if model == "normalized" else h
+        labels = torch.tensor(np.asarray(samples.labels)[batch]).long()
+        loss = torch.nn.functional.cross_entropy(h @ W.T + theirs.classifier.bias, labels)
+        if model == "regularized":
+            loss = loss + 0.5e-4 * (W**2).sum() + 0.5e-4 * (h**2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            W.copy_(torch.nn.functional.normalize(W))
+        np.testing.assert_allclose(value, loss.item(), rtol=2e-3)
+    after = nnx.merge(graph, state.params, state.rest)
+    np.testing.assert_allclose(after.W[...], W.detach().numpy(), atol=2e-3)
+    kernel = theirs.stem.weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(after.stem.kernel[...], kernel, atol=2e-3)
+    np.testing.assert_allclose(after.bias[...], theirs.classifier.bias.detach().numpy(), atol=2e-3)
