@@ -21,10 +21,13 @@ class Config(networks.NetworkConfig):
         "samples_per_class": 200,
         "epochs": 200,
         "width": (4, 8, 16, 32, 64),
+        "trials": 1,
     }
 
     epochs: int = 120
     """Epochs of training."""
+    trials: int = 2
+    """Networks trained in each setting, from different seeds."""
     width: tuple[int, ...] = (4, 8, 16, 32)
     """Channels of the first stage, one network each; 64 is ResNet-18's own."""
     tau: float = 1.0

@@ -14,10 +14,12 @@ from experiments.experiment import Claim, Data, Experiment, Progress, first_step
 class Config(comparison.Config):
     """The paper's comparison of training speed and collapse."""
 
-    PAPER: ClassVar = {"dataset": "cifar100", "width": 64}
+    PAPER: ClassVar = {"dataset": "cifar100", "width": 64, "trials": 1}
 
     samples_per_class: int = 30
     """Training samples of each class, n, drawn by the seed; 0 takes all."""
+    trials: int = 2
+    """Networks trained in each setting, from different seeds."""
 
 
 def run(config: Config, progress: Progress) -> Data:

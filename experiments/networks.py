@@ -42,6 +42,8 @@ class NetworkConfig(Config):
     """Samples of a step."""
     trials: int = 1
     """Networks trained in each setting, from different seeds."""
+    at_once: int = 1
+    """Networks trained as one batched program on each device; the others of a setting take turns."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
 
@@ -77,9 +79,10 @@ class Group:
 def check(config: NetworkConfig) -> None:
     """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
     _checks.within("seed", config.seed, 0, 2**31 - 1)
-    for name, low in {"epochs": 1, "batch_size": 2, "trials": 1, "checkpoint_seconds": 0}.items():
+    for name, low in {"epochs": 1, "batch_size": 2, "trials": 1, "at_once": 1}.items():
         _checks.at_least(name, getattr(config, name), low)
-    _checks.at_least("samples_per_class", config.samples_per_class, 0)
+    for name in ("samples_per_class", "checkpoint_seconds"):
+        _checks.at_least(name, getattr(config, name), 0)
     swept = {name: getattr(config, name, 1) for name in ("width", "tau")}
     for name, values in swept.items():
         if np.size(values) == 0:
@@ -112,22 +115,21 @@ def train(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Trains every network of `groups` on `split`.
 
-    The networks of a group run beside each other, one on each device, and in turns where there are more
-    networks than devices. Checkpoints lie in a hidden folder of `config.out`, and are used by a later run
-    of the same config; the command line removes them once the results are written.
+    The networks of a group run beside each other, `config.at_once` on each device, and in turns where there
+    are more. Checkpoints lie in a hidden folder of `config.out`, and are used by a later run of the same
+    config; the command line removes them once the results are written.
 
     Returns:
         For each group's name its metrics after every epoch, (networks, epochs): "nc1", "nc2", "nc3",
         "accuracy" and "loss"; with `test`, the first four also of it, as "test_nc1" and so on.
     """
-    data = [training.samples(split, split)]
-    if test is not None:
-        data.append(training.samples(test, split))
+    whole = datasets.load(config.dataset, "train")
+    data = [training.samples(x, whole) for x in (split, test) if x is not None]
     devices = jax.local_devices()
     parts = [
-        (group, start, min(start + len(devices), len(group.seed)))
+        (group, start, min(start + config.at_once * len(devices), len(group.seed)))
         for group in groups
-        for start in range(0, len(group.seed), len(devices))
+        for start in range(0, len(group.seed), config.at_once * len(devices))
     ]
     rows: dict[str, list] = {group.name: [] for group in groups}
     for i, (group, start, stop) in enumerate(parts):
@@ -138,7 +140,7 @@ def train(
             _train_beside(
                 group,
                 slice(start, stop),
-                devices[: stop - start],
+                devices,
                 data,
                 folder,
                 config,
@@ -159,8 +161,10 @@ def _train_beside(
     config: NetworkConfig,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
-    """The histories of as many networks of `group` as there are `devices`, one on each."""
-    mesh = Mesh(np.array(devices), ("network",))
+    """The histories of the `members` of `group`, as many on each device as on the others."""
+    count = members.stop - members.start
+    used = max(m for m in range(1, len(devices) + 1) if count % m == 0)
+    mesh = Mesh(np.array(devices[:used]), ("network",))
     beside, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in [("network",), ()])
     data = jax.device_put(data, everywhere)
     seed, tau = jax.device_put((group.seed[members], group.tau[members].astype(np.float32)), beside)
@@ -169,7 +173,7 @@ def _train_beside(
     with contextlib.closing(Checkpoints(folder, config.checkpoint_seconds)) as checkpoints:
         like = jax.eval_shape(start, data, seed, tau)
         names = sorted(jax.eval_shape(advance, data, like, seed, np.int32(0))[1])
-        history = {name: np.full((len(devices), epochs), np.nan, np.float32) for name in names}
+        history = {name: np.full((count, epochs), np.nan, np.float32) for name in names}
         found = checkpoints.restore((like, history))
         if found is None:
             done, state = 0, start(data, seed, tau)
@@ -190,7 +194,7 @@ def _train_beside(
 
 @functools.lru_cache(maxsize=8)
 def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
-    """Compiled: the start of one network a device, and an epoch of training and measuring of each."""
+    """Compiled: the start of the networks on a mesh, and an epoch of training and measuring of each."""
     beside, everywhere = PartitionSpec("network"), PartitionSpec()
 
     def start(data, seed, tau):
@@ -204,17 +208,20 @@ def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
         return state, row
 
     def compiled(function, specs, out_specs):
-        def of_one_network(data, *arguments):
-            own = [
-                jax.tree.map(lambda x: x[0], x) if spec == beside else x
-                for x, spec in zip(arguments, specs, strict=True)
-            ]
+        def of_one_device(data, *arguments):
             with jax.default_matmul_precision("highest"):
+                if jax.tree.leaves(arguments[0])[0].shape[0] > 1:
+                    axes = [0 if spec == beside else None for spec in specs]
+                    return jax.vmap(function, (None, *axes))(data, *arguments)
+                own = [
+                    jax.tree.map(lambda x: x[0], x) if spec == beside else x
+                    for x, spec in zip(arguments, specs, strict=True)
+                ]
                 return jax.tree.map(lambda x: x[None], function(data, *own))
 
         return jax.jit(
             jax.shard_map(
-                of_one_network,
+                of_one_device,
                 mesh=mesh,
                 in_specs=(everywhere, *specs),
                 out_specs=out_specs,

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import comparison
+from experiments import data as datasets
 from experiments.experiment import Claim, Data, Experiment, Progress
 
 PAPER = {
@@ -22,12 +23,19 @@ PAPER = {
 class Config(comparison.Config):
     """The paper's comparison of generalization."""
 
-    PAPER: ClassVar = {"dataset": "cifar100", "epochs": 100, "width": 64}
+    PAPER: ClassVar = {"dataset": "cifar100", "epochs": 100, "width": 64, "trials": 1}
 
     samples_per_class: int = 0
     """Training samples of each class, n, drawn by the seed; 0 takes all."""
     epochs: int = 50
     """Epochs of training."""
+    trials: int = 2
+    """Networks trained in each setting, from different seeds."""
+
+
+def check(config: Config) -> None:
+    comparison.check(config)
+    datasets.load(config.dataset, "test")
 
 
 def run(config: Config, progress: Progress) -> Data:
@@ -92,7 +100,7 @@ EXPERIMENT = Experiment(
     title="normalized against regularized ResNets on the whole set: test accuracy and test NC1",
     duration="about 8 min on two cores at laptop scale",
     config=Config,
-    check=comparison.check,
+    check=check,
     run=run,
     claims=claims,
     plot=plot,

@@ -153,13 +153,10 @@ def evaluate(setup: Setup, data: Samples, state: State) -> dict[str, jax.Array]:
         logits, features = network(_standardized(data, batch))
         return None, (jnp.argmax(logits, -1) == data.labels[batch], features)
 
-    order, full = jnp.arange(count), count // size * size
-    _, outputs = jax.lax.scan(forward, None, order[:full].reshape(-1, size))
-    outputs = jax.tree.map(lambda x: x.reshape(full, *x.shape[2:]), outputs)
-    if full < count:
-        rest = forward(None, order[full:])[1]
-        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
-    is_right, features = outputs
+    # Samples do not see each other here: the last batch is filled up with the first samples again.
+    batches = (jnp.arange(-(-count // size) * size) % count).reshape(-1, size)
+    _, outputs = jax.lax.scan(forward, None, batches)
+    is_right, features = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outputs)
     metrics = ufm.streaming.measure(network.W[...], features, data.labels)
     return {**metrics, "accuracy": jnp.mean(is_right, dtype=jnp.float32)}
 
