@@ -28,17 +28,17 @@ fig11: $(READY)  ## Figure 11: focal loss, found minima against collapse (30 s)
 fig12: $(READY)  ## Figure 12: label smoothing, and where its minimum leaves collapse (30 s)
 fig13: $(READY)  ## Figure 13: supervised contrastive loss against its minimum (30 s)
 
-fig4: $(READY)  ## Figure 4: networks of several widths on random labels (T4 min)
-fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (T6 min)
-fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (T10 min)
-table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (T2 min)
+fig4: $(READY)  ## Figure 4: networks of several widths on random labels (8 min)
+fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
+fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (5 min)
+table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (10 min)
 
 $(UFM_FIGURES) $(NETWORKS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)
 
-networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (TN min)
+networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (27 min)
 
 test: $(READY)  ## Tests without the slow ones (6 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

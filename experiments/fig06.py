@@ -78,7 +78,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="fig6",
     title="normalized against regularized ResNets on few samples: training accuracy and NC1",
-    duration="about 5 min on two cores at laptop scale",
+    duration="about 4 min at laptop scale",
     config=Config,
     check=comparison.check,
     run=run,

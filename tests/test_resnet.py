@@ -108,10 +108,11 @@ def count(network):
 @pytest.mark.parametrize(
     ("architecture", "width", "image", "bias", "by_product"),
     [
-        ("resnet18", 8, (32, 32, 3), False, True),
-        ("resnet18", 4, (8, 8, 1), True, False),
-        ("resnet34", 4, (8, 8, 1), False, True),
-        ("resnet50", 4, (16, 16, 3), True, False),
+        ("resnet18", 4, (32, 32, 3), False, True),
+        pytest.param("resnet18", 4, (8, 8, 1), True, False, marks=pytest.mark.slow),
+        pytest.param("resnet34", 4, (8, 8, 1), False, True, marks=pytest.mark.slow),
+        pytest.param("resnet50", 4, (16, 16, 3), True, False, marks=pytest.mark.slow),
+        pytest.param("resnet18", 16, (32, 32, 3), False, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_network_equals_pytorch(architecture, width, image, bias, by_product, monkeypatch):

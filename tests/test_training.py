@@ -60,6 +60,7 @@ def test_losses_equal_numpy(model):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_step_for_each_batch_and_a_smaller_last_one(samples, start):
     """Against a loop over batches; 40 samples make two batches of 16 and one of 8."""
     state, loss = program(training.train_epoch, setup())(samples, start, 5, 2)

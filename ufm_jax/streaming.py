@@ -122,7 +122,7 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
         W: classifier rows, (K, d).
         centres: of all samples.
     """
-    return metrics._distance_to_simplex(matmul(W, centres.centred.T))
+    return metrics._distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
 
 
 def measure(
