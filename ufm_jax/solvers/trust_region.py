@@ -106,13 +106,12 @@ def trust_region(
         predicted = slope + manifold.inner_product(point, model.step, model.hessian_step) / 2
         evaluation = problem.evaluate(manifold.retract(point, model.step))
         change_at = change_of_cost(problem, iterate, model.step, slope, resolution=_RESOLUTION)
-        rho = change_at(jnp.ones_like(radius), evaluation.value) / predicted
+        rho = change_at(jnp.ones_like(radius), evaluation) / predicted
 
         proposal = iterate_at(problem, evaluation)
         # Where values say nothing the gradient must shrink, or rounding errors would be followed for ever.
-        resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * rounding_error(
-            iterate.evaluation
-        )
+        unit = rounding_error(problem, iterate)
+        resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * unit
         shrinks = proposal.gradient_norm < iterate.gradient_norm
         good = (predicted < 0) & jnp.isfinite(rho) & (resolved | shrinks)
         accepted = good & (rho > rho_prime)
