@@ -9,7 +9,7 @@ ARGS ?=
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format figures clean $(UFM_FIGURES)
+.PHONY: help setup bench test test-slow lint format figures clean $(UFM_FIGURES)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
@@ -31,6 +31,9 @@ $(UFM_FIGURES):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)
+
+bench: $(READY)  ## Speed against pymanopt, product peak and sizes (5 min)
+	@$(BIN)/python -m experiments $@ $(ARGS)
 
 test: $(READY)  ## Tests without the slow ones (6 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -65,6 +65,8 @@ def run(experiment: Experiment, config: Config) -> None:
         figure = experiment.plot(config, data)
         picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
     if not config.quiet:
+        if experiment.table is not None:
+            print(experiment.table(config, data) + "\n")
         print(claims_table(claims))
     print(picture)
 

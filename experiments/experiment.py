@@ -68,6 +68,7 @@ class Experiment:
         run: computes the data; the same config on the same machine gives the same arrays.
         claims: what the paper says of the experiment, judged on the data.
         plot: the figure, laid out like the paper's.
+        table: numbers for reading, in Markdown; None where the claims say all.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Experiment:
     run: Callable[[Any, Progress], Data]
     claims: Callable[[Any, Data], list[Claim]]
     plot: Callable[[Any, Data], Figure]
+    table: Callable[[Any, Data], str] | None = None
 
 
 def all_experiments() -> dict[str, Experiment]:

@@ -20,6 +20,19 @@ _SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--tri
 _MINIMA = ["--num_classes", "2", "4", "--tau", "0.5", "5", "--trials", "2", "--dim", "6"]
 _DESCENT = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "2", "--steps", "6"]
 SMALL = {
+    "bench": [
+        *_SIZES,
+        "--steps",
+        "3",
+        "--rounds",
+        "1",
+        "--grid_trials",
+        "1",
+        "--grid_steps",
+        "3",
+        "--factors",
+        "1",
+    ],
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
@@ -50,13 +63,19 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert code == 0
     folder = tmp_path / name
     assert out.splitlines()[-1] == str(folder / f"{name}.png")
-    assert {f.name for f in folder.iterdir()} == {f"{name}.png", f"{name}.pdf", "data.npz", "summary.json"}
+    has_table = all_experiments()[name].table is not None
+    tables = {"table.md"} if has_table else set()
+    expected = {f"{name}.png", f"{name}.pdf", "data.npz", "summary.json"} | tables
+    assert {f.name for f in folder.iterdir()} == expected
+    assert not has_table or (folder / "table.md").read_text() in out
     assert [f.name for f in tmp_path.iterdir()] == [name]
     assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
 
     with np.load(folder / "data.npz", allow_pickle=False) as data:
-        assert not any(np.any(np.isnan(data[key])) for key in data)
+        numbers = [data[key] for key in data if np.issubdtype(data[key].dtype, np.number)]
+        assert numbers
+        assert not any(np.any(np.isnan(x)) for x in numbers)
     summary = json.loads((folder / "summary.json").read_text())
     expected = ["experiment", "scale", "config", "seed", "claims", "seconds", "versions", "device", "git"]
     assert list(summary) == expected
@@ -232,7 +251,11 @@ def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(8)
+    assert process.stderr is not None
+    begun = ""
+    while "fig9:" not in begun:
+        begun += process.stderr.read(1)
+    time.sleep(1)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)

@@ -40,8 +40,8 @@ class Evaluation(NamedTuple):
     Attributes:
         point: where.
         value: the cost, a scalar.
-        G: the gradient of the mean loss in the scores, (N, K), or (N, N) without a classifier. It shares its
-            exponentials with the loss, so it is made with it.
+        G: the gradient of the mean loss in the scores, (N, K), or (N, N) without a classifier. It shares
+            its exponentials with the loss, so it is made with it.
     """
 
     point: Point
@@ -99,6 +99,8 @@ class Problem:
 
     def score_size(self, point: Point) -> chex.Array:
         """The largest score that rows of these lengths can have: the size at which scores are rounded."""
+        if self.manifold == Oblique():
+            return self._scale(point)
         longest = [jnp.sqrt(jnp.max(jnp.sum(x**2, -1))) for x in (point.H, self._against(point))]
         return self._scale(point) * longest[0] * longest[1]
 
@@ -116,14 +118,7 @@ class Problem:
 
         It is `tau G^T H` for W and `tau G W` for H (equation (15)).
         """
-        point = evaluation.point
-        G = self._scale(point) * evaluation.G
-        if point.W is None:
-            return Point(None, matmul(G + G.T, point.H))
-        gradient = Point(transposed_matmul(G, point.H), matmul(G, point.W))
-        if self.decay is None:
-            return gradient
-        return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
+        return self._pull_back(evaluation.point, evaluation.G)
 
     def gradient(self, evaluation: Evaluation) -> Point:
         """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
@@ -132,17 +127,33 @@ class Problem:
     def hessian(self, point: Point) -> Callable[[Point], Point]:
         """The Riemannian Hessian at `point`, a linear map of tangent vectors (equation (8)): six products.
 
-        Exact, by forward-mode differentiation of the gradient; what depends on the point alone is computed
-        once.
+        Exact; what depends on the point alone is computed once.
         """
+        evaluation = self.evaluate(point)
+        return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
 
-        def gradient_at(x: Point) -> Point:
-            return self.euclidean_gradient(self.evaluate(x))
+    def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Point) -> Callable[[Point], Point]:
+        """`hessian`, given the forward pass and the gradient in the ambient space."""
+        point, _, G = evaluation
+        _, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
 
-        euclidean_gradient, euclidean_hessian = jax.linearize(gradient_at, point)
-        return lambda tangent: self.manifold.riemannian_hessian(
-            point, euclidean_gradient, euclidean_hessian(tangent), tangent
-        )
+        def apply(tangent: Point) -> Point:
+            _, scores_change = jax.jvp(self.scores, (point,), (tangent,))
+            changes = (tangent, curvature(scores_change))
+            _, euclidean_hessian = jax.jvp(self._pull_back, (point, G), changes)
+            return self.manifold.riemannian_hessian(point, euclidean_gradient, euclidean_hessian, tangent)
+
+        return apply
+
+    def _pull_back(self, point: Point, G: chex.Array) -> Point:
+        """The gradient in W and H of `<G, scores>`, G held fixed, plus that of the decays."""
+        G = self._scale(point) * G
+        if point.W is None:
+            return Point(None, matmul(G + G.T, point.H))
+        gradient = Point(transposed_matmul(G, point.H), matmul(G, point.W))
+        if self.decay is None:
+            return gradient
+        return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
 
     def _against(self, point: Point) -> chex.Array:
         return point.H if point.W is None else point.W

@@ -171,8 +171,11 @@ def _contraction(
                 lambda: stay(trial),
             )
 
-        unit = initial_step_size / problem.manifold.norm(iterate.point, direction)
-        first_step = jnp.where((guess > 0) & jnp.isfinite(guess), guess, unit)
+        first_step = jax.lax.cond(
+            (guess > 0) & jnp.isfinite(guess),
+            lambda: guess,
+            lambda: initial_step_size / problem.manifold.norm(iterate.point, direction),
+        )
         # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
         first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
         return jax.lax.while_loop(is_rejected, contract, first)
@@ -211,7 +214,9 @@ def change_of_cost(
         return jax.jvp(cost_along, (step,), (jnp.ones_like(step),))[1]
 
     def change_by_slopes(step, end):
-        differs = [jnp.any(a != b) for a, b in zip(jax.tree.leaves(point), jax.tree.leaves(end), strict=True)]
+        differs = [
+            jnp.any(a != b) for a, b in zip(jax.tree.leaves(point), jax.tree.leaves(end), strict=True)
+        ]
         return jnp.where(jnp.any(jnp.stack(differs)), step * (slope + slope_at(step)) / 2, 0)
 
     def change_at(step, evaluation):
