@@ -57,6 +57,51 @@ def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
     return _cross_entropy_at_margin(num_classes, _margin_at_collapse(num_classes, tau))
 
 
+def multipliers_at_collapse(
+    num_classes: int, samples_per_class: int, tau: chex.Numeric
+) -> tuple[chex.Array, chex.Array]:
+    """The multipliers alpha_k and beta_i of cross entropy at the global minimum, equations (25) and (26).
+
+    `alpha_k = -c n/N` and `beta_i = -c/N` with `c = K / (exp(K tau/(K-1)) + K - 1)`; the paper has tau = 1
+    and drops 1/N. The spectral norm of G there is `c / (K sqrt(n))`.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        tau: temperature, positive.
+
+    Returns:
+        alpha_k, the same for all k, and beta_i, the same for all i, each of tau's shape.
+
+    Raises:
+        ValueError: K < 2, n < 1, or tau is not positive.
+    """
+    _checks.at_least("samples_per_class", samples_per_class, 1)
+    c = num_classes / (jnp.exp(_margin_at_collapse(num_classes, tau)) + num_classes - 1)
+    return -c / num_classes, -c / (num_classes * samples_per_class)
+
+
+def strict_saddle_threshold(num_classes: int, dim: int) -> float:
+    """The temperature `2(d-2) / (1 + (K mod 2)/K)` below which the paper proves Theorem 2, for d > K.
+
+    Below it every critical point is a global minimum or has negative curvature (Proposition 2). That it
+    is not needed is shown in docs/landscape.md.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least 1.
+
+    Returns:
+        The temperature, a float; 0 or less for d <= 2.
+
+    Raises:
+        ValueError: K < 2 or d < 1.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("dim", dim, 1)
+    return 2 * (dim - 2) / (1 + (num_classes % 2) / num_classes)
+
+
 def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0) -> chex.Array:
     """Focal loss at collapse, `-(1-p)^gamma log p` with `p = 1/(1 + (K-1) exp(-K tau/(K-1)))`.
 
