@@ -221,8 +221,7 @@ def smallest_eigenpair(
     """The smallest eigenvalue of the Riemannian Hessian and a unit tangent vector that belongs to it.
 
     LOBPCG on the tangent space with Hessian-vector products alone, eight vectors at a time: with one or two
-    it stalls near multiple eigenvalues. Points of few entries, where eight do not fit, use `spectrum`'s
-    dense matrix.
+    it stalls near multiple eigenvalues. Points of few entries, where eight do not fit, use `eigenpairs`.
 
     Args:
         problem: any problem of this library.
@@ -238,7 +237,7 @@ def smallest_eigenpair(
     """
     operator, flat, unflatten = _flat_hessian(problem, point)
     if flat.size <= 5 * _BLOCK:
-        vector = _eigh(problem, point)[1][:, 0]
+        vector = _flat(jax.tree.map(lambda vectors: vectors[0], eigenpairs(problem, point)[1]))
     else:
         # The wanted eigenvalue becomes the largest of `shift - Hess`; the normal space stays at 0, below.
         start = jax.random.normal(key, (flat.size, _BLOCK), flat.dtype)
@@ -258,21 +257,22 @@ def smallest_eigenpair(
 
 
 def spectrum(problem: Problem, point: Point) -> chex.Array:
-    """All eigenvalues of the Riemannian Hessian, ascending, from its dense matrix: for small problems.
+    """All eigenvalues of the Riemannian Hessian, ascending: the first of `eigenpairs`."""
+    return eigenpairs(problem, point)[0]
+
+
+def eigenpairs(problem: Problem, point: Point) -> tuple[chex.Array, Point]:
+    """All eigenpairs of the Riemannian Hessian, from its dense matrix: for small problems.
 
     Args:
         problem: any problem of this library.
         point: on the problem's manifold, critical or not.
 
     Returns:
-        As many eigenvalues as the manifold has dimensions. Time grows with the cube of the entries of the
-        point, memory with their square.
+        The eigenvalues (D,), ascending, as many as the manifold has dimensions, and unit tangent vectors
+        that belong to them, a point with a leading axis of length D. Time grows with the cube of the
+        entries of the point, memory with their square.
     """
-    return _eigh(problem, point)[0]
-
-
-def _eigh(problem: Problem, point: Point) -> tuple[chex.Array, chex.Array]:
-    """Eigenvalues of the Hessian on the tangent space, and flat eigenvectors as columns."""
     operator, flat, unflatten = _flat_hessian(problem, point)
     identity = jnp.eye(flat.size, dtype=flat.dtype)
     matrix = jax.vmap(operator)(identity)
@@ -281,7 +281,7 @@ def _eigh(problem: Problem, point: Point) -> tuple[chex.Array, chex.Array]:
     above = 2 * jnp.linalg.norm(matrix)
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 + above * (identity - tangent))
     dimension = problem.manifold.dimension(point)
-    return values[:dimension], vectors[:, :dimension]
+    return values[:dimension], jax.vmap(unflatten)(vectors[:, :dimension].T)
 
 
 def _flat(point: Point) -> chex.Array:

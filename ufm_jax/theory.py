@@ -112,7 +112,7 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
 
     Returns:
         The value, of the broadcast shape of tau and gamma. Whether it is the global minimum is open in
-        the paper.
+        the paper; see `focal_is_optimal_at_collapse`.
 
     Raises:
         ValueError: K < 2, tau is not positive, or gamma is negative.
@@ -120,6 +120,43 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
     _checks.at_least("gamma", gamma, 0)
     negative_log_p = cross_entropy_minimum(num_classes, tau)
     return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+
+
+def focal_is_optimal_at_collapse(
+    num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0
+) -> chex.Array:
+    """Whether collapse is proved to minimize the focal loss over the spheres: sufficient, not necessary.
+
+    With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
+    `s* = K tau/(K-1)` all over [-2 tau, 2 tau]; Jensen's inequality does the rest (docs/focal.md). The test
+    needs no sampling. psi is concave up to one inflection and convex from there on, so that it lies above
+    its tangent exactly if s* is in the convex part and psi(-2 tau) is above the tangent.
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+        gamma: focusing parameter, at least 0.
+
+    Returns:
+        bool, of the broadcast shape of tau and gamma: True, collapse is a global minimum for balanced
+        classes and d >= K - 1; False, the test is silent.
+
+    Raises:
+        ValueError: K < 2, tau is not positive, or gamma is negative.
+    """
+    _checks.at_least("gamma", gamma, 0)
+    tau, gamma = jnp.asarray(tau), jnp.asarray(gamma)
+    negative_log_p = cross_entropy_minimum(num_classes, tau)
+    p, q = jnp.exp(-negative_log_p), -jnp.expm1(-negative_log_p)
+    # psi' = -q^gamma (gamma p L + q) and psi'' = p q^gamma (gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q),
+    # L = -log p.
+    curvature = gamma * negative_log_p * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
+    slope = -(q**gamma) * (gamma * p * negative_log_p + q)
+    distance = _margin_at_collapse(num_classes, tau) + 2 * tau
+    at_the_end = _cross_entropy_at_margin(num_classes, -2 * tau)
+    psi_at_the_end = (-jnp.expm1(-at_the_end)) ** gamma * at_the_end
+    tangent_at_the_end = q**gamma * negative_log_p - slope * distance
+    return (curvature >= 0) & (psi_at_the_end >= tangent_at_the_end)
 
 
 def label_smoothing_at_collapse(
@@ -179,6 +216,38 @@ def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> ch
         ValueError: K < 2 or alpha is outside [0, 1].
     """
     return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
+
+
+def label_smoothing_cone(
+    num_classes: int, dim: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
+) -> chex.Array:
+    """A minimizer of label smoothing: the rows of W, with `h_i = w_{y_i}` (docs/label_smoothing.md).
+
+    `W = cos(t) 1 a^T + sin(t) ETF` with a unit vector a perpendicular to the ETF and
+    `sin(t)^2 = min(1, tau*/tau)`, tau* the `label_smoothing_threshold`: a simplex ETF up to tau*, and
+    beyond it a cone around a that narrows so that the margins stay those that minimize the loss.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least K.
+        tau: temperature, positive, a scalar.
+        alpha: smoothing parameter in [0, 1], a scalar.
+
+    Returns:
+        W (K, d), unit rows.
+
+    Raises:
+        ValueError: K < 2, d < K, tau is not positive, or alpha is outside [0, 1].
+    """
+    _checks.positive("tau", tau)
+    frame = simplex_etf(num_classes, dim)
+    if dim < num_classes:
+        raise ValueError(
+            f"a cone of {num_classes} classes needs at least {num_classes} dimensions, but dim is {dim}."
+        )
+    sine_square = jnp.minimum(1, label_smoothing_threshold(num_classes, alpha) / tau)
+    # The last column of the frame is zero.
+    return (jnp.sqrt(sine_square) * frame).at[:, -1].set(jnp.sqrt(1 - sine_square))
 
 
 def supervised_contrastive_minimum(
