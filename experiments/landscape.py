@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 import ufm_jax as ufm
 from experiments import plotting
@@ -16,6 +17,7 @@ from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig
 from ufm_jax import _checks
 
 KINDS = ("rank one", "rank one, reflected", "antipodal", "merged classes", "found from a random start")
+MARKERS = "os^Dv"
 CRITICAL = 1e-12
 """Norm of the gradient up to which a point counts as critical."""
 ABOVE = 1e-8
@@ -308,14 +310,20 @@ def plot(config: Config, data: Data) -> Figure:
     return figure
 
 
+def _kinds() -> list[tuple[int, str, Any]]:
+    """Kind, name and colour; the most numerous are drawn first."""
+    colors = plotting.sequence_colors(len(KINDS))
+    return [(kind, KINDS[kind], colors[kind]) for kind in (4, 1, 0, 3, 2)]
+
+
 def _plot_curvatures(axes: Axes, data: Data) -> None:
-    for kind, name in enumerate(KINDS):
+    for kind, name, color in _kinds():
         of_kind = data["saddle_kind"] == kind
         axes.loglog(
             -data["saddle_smallest"][of_kind],
             -data["saddle_constructed"][of_kind],
-            "os^Dv"[kind],
-            color=f"C{kind}",
+            MARKERS[kind],
+            color=color,
             markersize=4,
             alpha=0.6,
             label=f"{name} ({np.sum(of_kind)})",
@@ -365,18 +373,18 @@ def _plot_table(axes: Axes, config: Config, data: Data) -> None:
         rows,
         rowLabels=[f"K={K}, n={n}, d={d}" for K, n, d in sizes],
         colLabels=[rf"$\tau = {tau:g}$" for tau in config.tau],
-        loc="center",
+        bbox=Bbox.from_bounds(0.16, 0.1, 0.84, 0.8),
         cellLoc="center",
     )
-    table.scale(1, 1.7)
+    table.set_fontsize(9)
 
 
 def _plot_ways_down(axes: Axes, data: Data) -> None:
-    for kind, name in enumerate(KINDS):
+    for kind, name, color in _kinds():
         of_kind = data["saddle_kind"] == kind
         before = data["saddle_excess"][of_kind]
         after = np.maximum(np.abs(data["saddle_end_excess"][of_kind]), 1e-17)
-        axes.loglog(before, after, "os^Dv"[kind], color=f"C{kind}", markersize=4, alpha=0.6, label=name)
+        axes.loglog(before, after, MARKERS[kind], color=color, markersize=4, alpha=0.6, label=name)
     axes.axhline(ABOVE, color="gray", linewidth=1, linestyle=":")
     axes.set(
         title="descent from each saddle along that direction",

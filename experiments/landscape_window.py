@@ -29,9 +29,9 @@ class Config(UfmConfig):
     """Temperature."""
     trials: int = 12
     """Paths of gradient descent, leaving at equal angles of the plane."""
-    steps: int = 200
+    steps: int = 150
     """Iterations of each path."""
-    step_size: float = 1.0
+    step_size: float = 0.25
     """Step of gradient descent, as a multiple of the inverse of the Hessian's largest eigenvalue."""
     points: int = 121
     """Points of the plane along each axis."""
@@ -152,32 +152,32 @@ def claims(config: Config, data: Data) -> list[Claim]:
 
 
 def plot(config: Config, data: Data) -> Figure:
-    figure = Figure(figsize=(12, 4.2))
+    figure = Figure(figsize=(13, 4.2))
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 1))
     colors = plotting.sequence_colors(config.trials)
-    low, high = data["minimum"], max(data["loss_smallest"].max(), data["loss_largest"].max())
-    levels = np.linspace(low, high, 25)
     axis = data["axis"]
     for axes, which, column, words in [
         (panels[0], "smallest", 1, "smallest eigenvector"),
         (panels[1], "largest", 2, "largest eigenvector"),
     ]:
-        filled = axes.contourf(axis, axis, data[f"loss_{which}"], levels=levels, cmap="cividis")
-        axes.contour(axis, axis, data[f"loss_{which}"], levels=levels, colors="white", linewidths=0.3)
+        loss = data[f"loss_{which}"]
+        levels = np.linspace(data["minimum"], loss.max(), 25)
+        filled = axes.contourf(axis, axis, loss, levels=levels, cmap="cividis")
+        axes.contour(axis, axis, loss, levels=levels, colors="white", linewidths=0.3)
         for path in data["path"]:
             axes.plot(path[:, 0], path[:, column], color="white", linewidth=1.2)
             axes.plot(path[-1, 0], path[-1, column], "o", color="C1", markersize=4)
         axes.plot(0, 0, "*", color="red", markersize=12, markeredgecolor="white")
         axes.set(
-            xlabel="constructed direction", ylabel=words, aspect="equal", title=f"loss, and the {words}"
+            xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with the {words}"
         )
         axes.grid(False)
-    figure.colorbar(filled, ax=panels[1], label="loss", shrink=0.8)
+        figure.colorbar(filled, ax=axes, shrink=0.75, format="%.2f")
     for cost, color in zip(data["cost"], colors, strict=True):
         panels[2].plot(cost, color=color, linewidth=1)
     panels[2].axhline(data["saddle_cost"], color="red", linewidth=1, linestyle="--", label="the saddle")
-    panels[2].axhline(low, color="black", linewidth=1, linestyle=":", label="global minimum")
-    panels[2].set(xlabel="iteration", ylabel="loss", title="gradient descent leaving the saddle")
+    panels[2].axhline(data["minimum"], color="black", linewidth=1, linestyle=":", label="global minimum")
+    panels[2].set(xlabel="iteration", ylabel="loss", title=f"{config.trials} paths of gradient descent")
     panels[2].legend()
     return figure
 

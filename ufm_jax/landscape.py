@@ -40,8 +40,8 @@ class Certificate(NamedTuple):
         is_global_minimum: whether the point is critical and `margin` is within the tolerance of 0, bool.
         margin: the least slack of the inequalities of Lemma 3, relative to their right sides: the smallest
             of `-alpha_k / (sqrt(n) |G|) - 1` and `-sqrt(n) beta_i / |G| - 1`. Zero at a global minimum and
-            negative at every other critical point: -1 where a multiplier is zero, -2 where one has the size
-            it has at a minimum and the wrong sign.
+            negative at every other critical point: -1 where all multipliers are zero, -2 at the
+            antipodal point.
         gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, the most that
             the Euclidean gradient can be; in [0, 1].
         gap: `tau (sum alpha + sqrt(K N) |G|)`, at least 0. The cost exceeds the global minimum by at most
