@@ -125,6 +125,22 @@ def test_the_focal_loss_has_one_inflection():
         assert signs[0] == -1
 
 
+@pytest.mark.parametrize("num_classes", [2, 10, 100, theory.FOCAL_CLASSES])
+def test_the_focal_loss_is_convex_in_the_squared_margin(num_classes):
+    """docs/focal.md: `s psi'' - psi' > 0` for s > 0, from automatic derivatives."""
+    s = jnp.geomspace(1e-2, 30, 1001)
+    first = jax.grad(focal_of_margin)
+    ratio = jax.jit(
+        jax.vmap(
+            lambda s, gamma: s * jax.grad(first)(s, num_classes, gamma) / first(s, num_classes, gamma),
+            (0, None),
+        )
+    )
+    for gamma in (0.3, 1.0, 3.0, 10.0, 50.0, 300.0):
+        # psi' < 0, so that the ratio is below 1; relative to psi', which underflows.
+        assert np.nanmax(np.asarray(ratio(s, gamma))) < 1
+
+
 def test_where_collapse_is_proved_optimal_for_the_focal_loss():
     tau = np.geomspace(0.1, 50, 60)
     for k in (2, 3, 10, 16):

@@ -9,6 +9,9 @@ import numpy as np
 
 from ufm_jax import _checks
 
+FOCAL_CLASSES = 16_000
+"""Classes up to which collapse is proved to minimize the focal loss at every gamma and tau (docs/focal.md)."""
+
 
 def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
     """A simplex equiangular tight frame: K unit rows whose inner products are all `-1/(K-1)`.
@@ -139,7 +142,8 @@ def focal_is_optimal_at_collapse(
 
     Returns:
         bool, of the broadcast shape of tau and gamma: True, collapse is a global minimum for balanced
-        classes and d >= K - 1; False, the test is silent.
+        classes and d >= K - 1; False, the test is silent. Another argument proves the same for all tau and
+        gamma up to `FOCAL_CLASSES` classes, where this test is silent too.
 
     Raises:
         ValueError: K < 2, tau is not positive, or gamma is negative.
