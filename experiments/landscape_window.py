@@ -172,7 +172,7 @@ def plot(config: Config, data: Data) -> Figure:
             xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with the {words}"
         )
         axes.grid(False)
-        figure.colorbar(filled, ax=axes, shrink=0.75, format="%.2f")
+        figure.colorbar(filled, ax=axes, shrink=0.75, format="%.2f", label="loss")
     for cost, color in zip(data["cost"], colors, strict=True):
         panels[2].plot(cost, color=color, linewidth=1)
     panels[2].axhline(data["saddle_cost"], color="red", linewidth=1, linestyle="--", label="the saddle")

@@ -350,6 +350,24 @@ class TestSmallestEigenvalue:
         assert found < 0
 
 
+def test_a_spurious_minimum_where_d_is_below_k():
+    """docs/landscape.md: K = 3, d = 2, tau = 10; its only flat direction is the rotation."""
+
+    @jax.jit
+    def run(key):
+        problem = ufm.normalized(ufm.balanced_labels(3, 2), 3, tau=10.0)
+        start = problem.random_point(key, 2)
+        end = ufm.minimize(problem, start, ufm.solvers.trust_region(), max_steps=500, tolerance=1e-12)
+        return end.value, end.gradient_norm, landscape.spectrum(problem, end.point)
+
+    ends = [run(key) for key in jax.random.split(jax.random.key(0), 12)]
+    spurious = [(norm, spectrum) for value, norm, spectrum in ends if value > 0.1]
+    assert 0 < len(spurious) < 12
+    for norm, spectrum in spurious:
+        assert norm < 1e-9
+        assert abs(spectrum[0]) < 1e-9 < 1e-4 < spectrum[1]
+
+
 def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
     """Rotations of R^d move K points that span K - 1 dimensions in (K-1)(2d-K)/2 directions."""
     eigenvalues = np.asarray(landscape.spectrum(problem_at(2.0), collapse()))

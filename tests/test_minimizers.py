@@ -166,3 +166,20 @@ def test_where_collapse_is_proved_optimal_for_the_focal_loss():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_no_point_is_below_collapse_for_the_focal_loss():
+    """At random points and near collapse, d = K - 1, also where the tangent test is silent."""
+    silent = 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        k, gamma = int(draw.choice([2, 3, 10, 40])), draw.uniform(0, 6)
+        tau, noise = np.exp(draw.uniform(-2, 2)), 10 ** draw.uniform(-4, 1)
+        rows = [theory.simplex_etf(k, k - 1) + noise * draw.normal(size=(k, k - 1)) for _ in range(2)]
+        W, H = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
+        z = tau * H @ W.T
+        p = np.exp(np.diag(z)) / np.exp(z).sum(1)
+        cost = np.mean(-((1 - p) ** gamma) * np.log(p))
+        assert cost >= theory.focal_at_collapse(k, tau, gamma) - 1e-12
+        silent += not theory.focal_is_optimal_at_collapse(k, tau, gamma)
+    assert silent > 10

@@ -10,7 +10,7 @@ import numpy as np
 from ufm_jax import _checks
 
 FOCAL_CLASSES = 16_000
-"""Classes up to which collapse is proved to minimize the focal loss at every gamma and tau (docs/focal.md)."""
+"""Classes up to which collapse minimizes the focal loss at every gamma and tau: proof in docs/focal.md."""
 
 
 def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
