@@ -365,7 +365,7 @@ def test_a_spurious_minimum_where_d_is_below_k():
     assert 0 < len(spurious) < 12
     for norm, spectrum in spurious:
         assert norm < 1e-9
-        assert abs(spectrum[0]) < 1e-9 < 1e-4 < spectrum[1]
+        assert abs(spectrum[0]) < 1e-9 < 1e-5 < spectrum[1]
 
 
 def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
