@@ -39,7 +39,7 @@ def test_the_docs_name_tests_and_files_that_exist():
     assert len(documents) >= 5
     for document in documents:
         text = document.read_text()
-        for name in re.findall(r"\b(test_\w+|Test\w+)`?", text):
+        for name in re.findall(r"\b(test_\w+|Test[A-Z]\w+)`?", text):
             found = re.search(rf"(def|class) {name}\b", tests) or (ROOT / "tests" / f"{name}.py").exists()
             assert found, (document.name, name)
         for target in re.findall(r"\]\(([^)#]+)\)", text):
