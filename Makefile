@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 ARGS ?=
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
+LANDSCAPE := landscape landscape-window landscape-conditions focal-map
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test test-slow lint format figures clean $(UFM_FIGURES)
+.PHONY: help setup bench test test-slow lint format figures clean $(UFM_FIGURES) $(LANDSCAPE)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
-	@awk -F ':.*## ' '/^[a-z0-9 $$()_-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 $$()_-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
 
@@ -26,8 +27,12 @@ fig9: $(READY)  ## Figure 9: collapse over temperatures (10 s)
 fig11: $(READY)  ## Figure 11: focal loss, found minima against collapse (30 s)
 fig12: $(READY)  ## Figure 12: label smoothing, and where its minimum leaves collapse (30 s)
 fig13: $(READY)  ## Figure 13: supervised contrastive loss against its minimum (30 s)
+landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (3 min)
+landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways down (20 s)
+landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
+focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
 
-$(UFM_FIGURES):
+$(UFM_FIGURES) $(LANDSCAPE):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)

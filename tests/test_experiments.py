@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 _SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "3"]
 _MINIMA = ["--num_classes", "2", "4", "--tau", "0.5", "5", "--trials", "2", "--dim", "6"]
 _DESCENT = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "2", "--steps", "6"]
+_LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "bench": [
         *_SIZES,
@@ -36,6 +37,10 @@ SMALL = {
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
+    "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
+    "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
+    "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
+    "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
 }
 
@@ -188,6 +193,19 @@ def test_claims_judge_the_data():
         (["fig3", "--tolerance", "-1"], "tolerance must be finite and at least 0, but is -1.0."),
         (["fig5", "--start_scale", "0"], "start_scale must be positive and finite, but is 0.0."),
         (["fig9", "--seed", "9" * 20], "seed must lie between 0 and 4294967295, but is 9999"),
+        (["landscape", "--dtype", "float32"], "dtype must be float64, in which gradients reach 1e-12"),
+        (["landscape", "--dim", "4"], "need one value for each problem, but have 5, 5, 1."),
+        (
+            ["landscape", *_LANDSCAPE, "--tau", "9"],
+            "tau below 4.5 at num_classes 3 and dim 5, but tau is 9.",
+        ),
+        (
+            ["landscape", *_LANDSCAPE[:4], "--dim", "3"],
+            "dim larger than num_classes, but they are 3 and 3.",
+        ),
+        (["landscape-window", "--dim", "4"], "needs dim larger than num_classes, but they are 4 and 4."),
+        (["landscape-conditions", "--dim", "2"], "one value for each problem, but have 12 and 1."),
+        (["focal-map", "--gamma", "-1"], "gamma must be finite and at least 0"),
         (["fig9", "--seed", "-1"], "seed must be finite and at least 0, but is -1."),
     ],
 )
