@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -310,6 +311,25 @@ def plot(config: Config, data: Data) -> Figure:
     return figure
 
 
+def table(config: Config, data: Data) -> str:
+    """The saddles of each setting in Markdown: how many, their curvatures, and their least index."""
+    lines = [
+        "| K | n | d | tau | saddles | constructed curvature | smallest eigenvalue | least index |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    sizes = zip(config.num_classes, config.samples_per_class, config.dim, strict=True)
+    for size, tau in itertools.product(sizes, config.tau):
+        here = np.isclose(data["saddle_tau"], tau)
+        for name, value in zip(("num_classes", "samples_per_class", "dim"), size, strict=True):
+            here &= data[f"saddle_{name}"] == value
+        if here.any():
+            ranges = [data[f"saddle_{name}"][here] for name in ("constructed", "smallest")]
+            cells = [f"{values.min():.3g} to {values.max():.3g}" for values in ranges]
+            least = data["saddle_index"][here].min()
+            lines.append(f"| {' | '.join(map(str, [*size, tau, here.sum(), *cells, least]))} |")
+    return "\n".join(lines)
+
+
 def _kinds() -> list[tuple[int, str, Any]]:
     """Kind, name and colour; the most numerous are drawn first."""
     colors = plotting.sequence_colors(len(KINDS))
@@ -402,4 +422,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    table=table,
 )
