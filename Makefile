@@ -6,15 +6,18 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 ARGS ?=
-NETWORKS := fig4 fig6 fig10 table2
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
+LANDSCAPE := landscape landscape-window landscape-conditions focal-map
+NETWORKS := fig4 fig6 fig10 table2
+OTHERS := bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format figures clean networks $(UFM_FIGURES) $(NETWORKS)
+.PHONY: help setup figures networks test test-slow lint format clean
+.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
-	@awk -F ':.*## ' '/^[a-z0-9 $$()_-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9 $$()_-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
 
@@ -27,13 +30,17 @@ fig9: $(READY)  ## Figure 9: collapse over temperatures (10 s)
 fig11: $(READY)  ## Figure 11: focal loss, found minima against collapse (30 s)
 fig12: $(READY)  ## Figure 12: label smoothing, and where its minimum leaves collapse (30 s)
 fig13: $(READY)  ## Figure 13: supervised contrastive loss against its minimum (30 s)
-
+landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (3 min)
+landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways down (20 s)
+landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
+focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (8 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (5 min)
 table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (10 min)
+bench: $(READY)  ## Speed against pymanopt, product peak and sizes (5 min)
 
-$(UFM_FIGURES) $(NETWORKS):
+$(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)

@@ -69,6 +69,8 @@ def run(experiment: Experiment, config: Config) -> None:
         picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
     shutil.rmtree(results.checkpoint_folder(config, experiment.name), ignore_errors=True)
     if not config.quiet:
+        if experiment.table is not None:
+            print(experiment.table(config, data) + "\n")
         print(claims_table(claims))
     print(picture)
 

@@ -78,6 +78,7 @@ class Experiment:
         run: computes the data; the same config on the same machine gives the same arrays.
         claims: what the paper says of the experiment, judged on the data.
         plot: the figure, laid out like the paper's.
+        table: numbers for reading, in Markdown; None where the claims say all.
     """
 
     name: str
@@ -88,10 +89,11 @@ class Experiment:
     run: Callable[[Any, Progress], Data]
     claims: Callable[[Any, Data], list[Claim]]
     plot: Callable[[Any, Data], Figure]
+    table: Callable[[Any, Data], str] | None = None
 
 
 def all_experiments() -> dict[str, Experiment]:
-    """Every experiment by name, in the order of the paper's figures."""
+    """Every experiment by name: the paper's figures in their order, then the others."""
     modules = (importlib.import_module(f"experiments.{m.name}") for m in _experiment_modules())
     found = [module.EXPERIMENT for module in modules if hasattr(module, "EXPERIMENT")]
     return {e.name: e for e in sorted(found, key=_natural_order)}
@@ -102,7 +104,8 @@ def _experiment_modules() -> list[pkgutil.ModuleInfo]:
 
 
 def _natural_order(experiment: Experiment) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", experiment.name)]
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", experiment.name)]
+    return [not experiment.name.startswith("fig"), *parts]
 
 
 def part(progress: Progress, index: int, count: int) -> Progress:

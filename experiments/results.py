@@ -31,7 +31,7 @@ def check_writable(out: Path) -> None:
 def write(
     experiment: Experiment, config: Config, data: Data, claims: list[Claim], figure: Figure, seconds: float
 ) -> Path:
-    """Writes `data.npz`, `summary.json` and the figure as PNG and PDF, and returns the PNG's path.
+    """Writes the data, the summary, a table if there is one, and the figure; returns the path of its PNG.
 
     The files appear together, in place of an earlier run's, once all of them are complete.
     """
@@ -40,6 +40,8 @@ def write(
         (folder / "summary.json").write_text(
             json.dumps(_summary(experiment, config, claims, seconds), indent=2, default=str) + "\n"
         )
+        if experiment.table is not None:
+            (folder / "table.md").write_text(experiment.table(config, data) + "\n")
         figure.savefig(folder / f"{experiment.name}.png", dpi=200)
         # Without a date the same figure is the same file.
         figure.savefig(folder / f"{experiment.name}.pdf", metadata={"CreationDate": None})

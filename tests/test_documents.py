@@ -25,3 +25,22 @@ def test_the_readme_names_every_experiment():
     text = (ROOT / "README.md").read_text()
     for name in all_experiments():
         assert f"| `make {name}` |" in text
+
+
+def test_the_code_of_the_docs_runs():
+    for document in (ROOT / "docs").glob("*.md"):
+        for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.S):
+            exec(block, {})
+
+
+def test_the_docs_name_tests_and_files_that_exist():
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert len(documents) >= 5
+    for document in documents:
+        text = document.read_text()
+        for name in re.findall(r"\b(test_\w+|Test[A-Z]\w+)`?", text):
+            found = re.search(rf"(def|class) {name}\b", tests) or (ROOT / "tests" / f"{name}.py").exists()
+            assert found, (document.name, name)
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert (document.parent / target).exists(), (document.name, target)

@@ -23,19 +23,38 @@ _DESCENT = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--t
 _NETWORK = ["--scale", "paper", "--dataset", "synthetic", "--samples_per_class", "6", "--batch_size", "60"]
 _NETWORK += ["--epochs", "2", "--trials", "1", "--width", "4"]
 _COMPARISON = [*_NETWORK, "--architecture", "resnet18", "--variant", "released"]
+_BENCH = [
+    *_SIZES,
+    "--steps",
+    "3",
+    "--rounds",
+    "1",
+    "--grid_trials",
+    "1",
+    "--grid_steps",
+    "3",
+    "--factors",
+    "1",
+]
+_LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
     **dict.fromkeys(["fig6", "table2"], _COMPARISON),
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
+    "bench": _BENCH,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
+    "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
+    "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
+    "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
+    "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
 }
 
 
-SLOW = ("fig4", "fig6", "table2")
-"""Experiments whose smallest run spends a minute in the compiler."""
+SLOW = ("bench", "fig4", "fig5-start", "fig6", "landscape", "table2")
+"""Experiments whose smallest run spends half a minute or more in the compiler."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,13 +89,19 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert code == 0
     folder = tmp_path / name
     assert out.splitlines()[-1] == str(folder / f"{name}.png")
-    assert {f.name for f in folder.iterdir()} == {f"{name}.png", f"{name}.pdf", "data.npz", "summary.json"}
+    has_table = all_experiments()[name].table is not None
+    tables = {"table.md"} if has_table else set()
+    expected = {f"{name}.png", f"{name}.pdf", "data.npz", "summary.json"} | tables
+    assert {f.name for f in folder.iterdir()} == expected
+    assert not has_table or (folder / "table.md").read_text() in out
     assert [f.name for f in tmp_path.iterdir()] == [name]
     assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
 
     with np.load(folder / "data.npz", allow_pickle=False) as data:
-        assert not any(np.any(np.isnan(data[key])) for key in data)
+        numbers = [data[key] for key in data if np.issubdtype(data[key].dtype, np.number)]
+        assert numbers
+        assert not any(np.any(np.isnan(x)) for x in numbers)
     summary = json.loads((folder / "summary.json").read_text())
     expected = ["experiment", "scale", "config", "seed", "claims", "seconds", "versions", "device", "git"]
     assert list(summary) == expected
@@ -161,7 +186,7 @@ def test_claims_judge_the_data():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig5, "),
+        (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig4, "),
         (["nonsense"], "unknown experiment 'nonsense': it must be one of fig3"),
         (["fig9", "--trails", "3"], "Unrecognized options: --trails, 3; perhaps you meant --trials."),
         (["fig9", "--trials", "many"], "Error parsing --trials: invalid literal"),
@@ -189,6 +214,19 @@ def test_claims_judge_the_data():
         (["fig3", "--tolerance", "-1"], "tolerance must be finite and at least 0, but is -1.0."),
         (["fig5", "--start_scale", "0"], "start_scale must be positive and finite, but is 0.0."),
         (["fig9", "--seed", "9" * 20], "seed must lie between 0 and 4294967295, but is 9999"),
+        (["landscape", "--dtype", "float32"], "dtype must be float64, in which gradients reach 1e-12"),
+        (["landscape", "--dim", "4"], "need one value for each problem, but have 5, 5, 1."),
+        (
+            ["landscape", *_LANDSCAPE, "--tau", "9"],
+            "tau below 4.5 at num_classes 3 and dim 5, but tau is 9.",
+        ),
+        (
+            ["landscape", *_LANDSCAPE[:4], "--dim", "3"],
+            "dim larger than num_classes, but they are 3 and 3.",
+        ),
+        (["landscape-window", "--dim", "4"], "needs dim larger than num_classes, but they are 4 and 4."),
+        (["landscape-conditions", "--dim", "2"], "one value for each problem, but have 12 and 1."),
+        (["focal-map", "--gamma", "-1"], "gamma must be finite and at least 0"),
         (["fig9", "--seed", "-1"], "seed must be finite and at least 0, but is -1."),
     ],
 )
@@ -252,7 +290,11 @@ def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(8)
+    assert process.stderr is not None
+    begun = ""
+    while "fig9:" not in begun:
+        begun += process.stderr.read(1)
+    time.sleep(1)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)

@@ -13,9 +13,11 @@ from experiments.experiment import all_experiments
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
+    ufm.landscape,
     ufm.losses,
     ufm.manifolds,
     ufm.metrics,
+    ufm.saddles,
     ufm.solvers,
     ufm.streaming,
     ufm.theory,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from tests.peers import pymanopt_run, pymanopt_trust_region_costs
+from experiments._pymanopt import pymanopt_run, pymanopt_trust_region_costs
 from tests.test_solvers import DIM, LABELS, PROBLEMS, K, costs_of
 from ufm_jax.solvers import Status
 
@@ -32,7 +32,7 @@ ALL_PROBLEMS = {
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_conjugate_gradient_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
-    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 21)
+    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 20)
     ours = costs_of(problem, point, ufm.solvers.conjugate_gradient(), 20)
     assert len(theirs) == 21
     np.testing.assert_allclose(ours, theirs, rtol=1e-8)
@@ -42,7 +42,7 @@ def test_conjugate_gradient_makes_the_steps_of_pymanopt(problem):
 def test_every_beta_rule_is_that_of_pymanopt(rule):
     problem = PROBLEMS["normalized, tau=5.0"]
     point = problem.random_point(jax.random.key(1), DIM)
-    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 21, beta_rule=RULES[rule])
+    theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 20, beta_rule=RULES[rule])
     ours = costs_of(problem, point, ufm.solvers.conjugate_gradient(rule), 20)
     np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 

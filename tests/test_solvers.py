@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from tests.peers import pymanopt_run
+from experiments._pymanopt import pymanopt_run
 from ufm_jax.solvers import Status
 
 K, N_PER_CLASS, DIM = 10, 5, 32

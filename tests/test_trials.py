@@ -51,6 +51,30 @@ def test_axes_may_be_pytrees():
     np.testing.assert_array_equal(data, [[1, 6, 11], [10, 51, 92]])
 
 
+def test_an_axis_may_be_points():
+    problem = ufm.normalized(LABELS, 4)
+    points = jax.vmap(lambda key: problem.random_point(key, 6))(KEYS)
+
+    def cost(tau, start):
+        return ufm.normalized(LABELS, 4, tau=tau).cost(start)
+
+    data = ufm.trials.grid(cost, {"tau": [0.5, 1.0], "start": points})
+    expected = [cost(t, jax.tree.map(lambda x: x[2], points)) for t in (0.5, 1.0)]
+    np.testing.assert_allclose(data[:, 2], expected, rtol=1e-12)
+
+
+def test_a_second_call_of_a_grid_finds_it_compiled():
+    traced = []
+
+    def square(x):
+        traced.append(x)
+        return x**2
+
+    for _ in range(2):
+        ufm.trials.grid(square, {"x": TAU})
+    assert len(traced) == 1
+
+
 def test_progress_counts_up_to_all_trials():
     seen = []
     ufm.trials.run(lambda x: x + 1, np.arange(101.0), progress=lambda *state: seen.append(state))

@@ -1,6 +1,17 @@
 """ufm-jax: neural collapse with normalized features, as pure functions on JAX arrays."""
 
-from ufm_jax import losses, manifolds, metrics, solvers, streaming, theory, transforms, trials
+from ufm_jax import (
+    landscape,
+    losses,
+    manifolds,
+    metrics,
+    saddles,
+    solvers,
+    streaming,
+    theory,
+    transforms,
+    trials,
+)
 from ufm_jax._version import __version__
 from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
 from ufm_jax.solvers import Result, Status, minimize
@@ -13,12 +24,14 @@ __all__ = [
     "__version__",
     "balanced_labels",
     "contrastive",
+    "landscape",
     "losses",
     "manifolds",
     "metrics",
     "minimize",
     "normalized",
     "regularized",
+    "saddles",
     "solvers",
     "streaming",
     "theory",

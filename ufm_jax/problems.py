@@ -4,9 +4,9 @@ Every problem here has one shape: an expensive bilinear part, the scores of the 
 
     cost(point) = mean_i loss(scores(point)_i, label_i) + decays.
 
-The split shows where the time goes: a gradient needs three N x K x d products, and the scores of an
-accepted step are the first of the next. A `Problem` is a pytree (labels, tau and the decays are leaves), so
-it passes through `jit` and `vmap` like any array.
+The split shows where the time goes: a gradient needs three N x K x d products, one for the scores and two
+to carry the loss's slopes back. An `Evaluation` is the first third, made once a point and kept. A `Problem`
+is a pytree (labels, tau and the decays are leaves), so it passes through `jit` and `vmap` like any array.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks, losses
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, transposed_matmul
 from ufm_jax.manifolds import Euclidean, Manifold, Oblique
 
 Loss = Callable[[chex.Array, chex.Array], chex.Array]
@@ -35,11 +35,18 @@ class Point(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A point with the forward pass made there: scores (N, K), or (N, N) without classifier, and cost."""
+    """A point with the forward pass made there.
+
+    Attributes:
+        point: where.
+        value: the cost, a scalar.
+        G: the gradient of the mean loss in the scores, (N, K), or (N, N) without a classifier. It shares
+            its exponentials with the loss, so it is made with it.
+    """
 
     point: Point
-    scores: chex.Array
     value: chex.Array
+    G: chex.Array
 
 
 @jax.tree_util.register_dataclass
@@ -90,34 +97,28 @@ class Problem:
         """`tau H W^T` (N, K); without a classifier `tau^2 H H^T` (N, N)."""
         return self._scale(point) * matmul(point.H, self._against(point).T)
 
+    def score_size(self, point: Point) -> chex.Array:
+        """The largest score that rows of these lengths can have: the size at which scores are rounded."""
+        if self.manifold == Oblique():
+            return self._scale(point)
+        longest = [jnp.sqrt(jnp.max(jnp.sum(x**2, -1))) for x in (point.H, self._against(point))]
+        return self._scale(point) * longest[0] * longest[1]
+
     def cost(self, point: Point) -> chex.Array:
         """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
-        return self.evaluate(point).value
+        return self._mean_loss(self.scores(point)) + self._decays(point)
 
     def evaluate(self, point: Point) -> Evaluation:
-        """The scores and the cost at `point`: one product."""
-        scores = self.scores(point)
-        value = self._mean_loss(scores)
-        if self.decay is not None:
-            squares = jax.tree.map(
-                lambda rate, x: self._cast(rate, point) * jnp.sum(x**2), self.decay, point
-            )
-            value = value + optax.tree.sum(squares) / 2
-        return Evaluation(point, scores, value)
+        """The forward pass at `point`: one product."""
+        mean_loss, G = jax.value_and_grad(self._mean_loss)(self.scores(point))
+        return Evaluation(point, mean_loss + self._decays(point), G)
 
     def euclidean_gradient(self, evaluation: Evaluation) -> Point:
         """The gradient of `cost` in the ambient space, given the forward pass: two products.
 
-        With G = d mean loss / d scores it is `tau G^T H` for W and `tau G W` for H (equation (15)).
+        It is `tau G^T H` for W and `tau G W` for H (equation (15)).
         """
-        point = evaluation.point
-        G = self._scale(point) * jax.grad(self._mean_loss)(evaluation.scores)
-        if point.W is None:
-            return Point(None, matmul(G + G.T, point.H))
-        gradient = Point(matmul(G.T, point.H), matmul(G, point.W))
-        if self.decay is None:
-            return gradient
-        return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
+        return self._pull_back(evaluation.point, evaluation.G)
 
     def gradient(self, evaluation: Evaluation) -> Point:
         """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
@@ -126,17 +127,33 @@ class Problem:
     def hessian(self, point: Point) -> Callable[[Point], Point]:
         """The Riemannian Hessian at `point`, a linear map of tangent vectors (equation (8)): six products.
 
-        Exact, by forward-mode differentiation of the gradient; what depends on the point alone is computed
-        once.
+        Exact; what depends on the point alone is computed once.
         """
+        evaluation = self.evaluate(point)
+        return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
 
-        def gradient_at(x: Point) -> Point:
-            return self.euclidean_gradient(self.evaluate(x))
+    def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Point) -> Callable[[Point], Point]:
+        """`hessian`, given the forward pass and the gradient in the ambient space."""
+        point, _, G = evaluation
+        _, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
 
-        euclidean_gradient, euclidean_hessian = jax.linearize(gradient_at, point)
-        return lambda tangent: self.manifold.riemannian_hessian(
-            point, euclidean_gradient, euclidean_hessian(tangent), tangent
-        )
+        def apply(tangent: Point) -> Point:
+            _, scores_change = jax.jvp(self.scores, (point,), (tangent,))
+            changes = (tangent, curvature(scores_change))
+            _, euclidean_hessian = jax.jvp(self._pull_back, (point, G), changes)
+            return self.manifold.riemannian_hessian(point, euclidean_gradient, euclidean_hessian, tangent)
+
+        return apply
+
+    def _pull_back(self, point: Point, G: chex.Array) -> Point:
+        """The gradient in W and H of `<G, scores>`, G held fixed, plus that of the decays."""
+        G = self._scale(point) * G
+        if point.W is None:
+            return Point(None, matmul(G + G.T, point.H))
+        gradient = Point(transposed_matmul(G, point.H), matmul(G, point.W))
+        if self.decay is None:
+            return gradient
+        return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
 
     def _against(self, point: Point) -> chex.Array:
         return point.H if point.W is None else point.W
@@ -147,6 +164,12 @@ class Problem:
 
     def _mean_loss(self, scores: chex.Array) -> chex.Array:
         return jnp.mean(self.loss(scores, self.labels))
+
+    def _decays(self, point: Point) -> chex.Numeric:
+        if self.decay is None:
+            return 0
+        squares = jax.tree.map(lambda rate, x: self._cast(rate, point) * jnp.sum(x**2), self.decay, point)
+        return optax.tree.sum(squares) / 2
 
     @staticmethod
     def _cast(scalar: chex.Numeric, point: Point) -> chex.Array:

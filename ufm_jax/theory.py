@@ -9,6 +9,9 @@ import numpy as np
 
 from ufm_jax import _checks
 
+FOCAL_CLASSES = 16_000
+"""Classes up to which collapse minimizes the focal loss at every gamma and tau: proof in docs/focal.md."""
+
 
 def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
     """A simplex equiangular tight frame: K unit rows whose inner products are all `-1/(K-1)`.
@@ -57,6 +60,51 @@ def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
     return _cross_entropy_at_margin(num_classes, _margin_at_collapse(num_classes, tau))
 
 
+def multipliers_at_collapse(
+    num_classes: int, samples_per_class: int, tau: chex.Numeric
+) -> tuple[chex.Array, chex.Array]:
+    """The multipliers alpha_k and beta_i of cross entropy at the global minimum, equations (25) and (26).
+
+    `alpha_k = -c n/N` and `beta_i = -c/N` with `c = K / (exp(K tau/(K-1)) + K - 1)`; the paper has tau = 1
+    and drops 1/N. The spectral norm of G there is `c / (K sqrt(n))`.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        tau: temperature, positive.
+
+    Returns:
+        alpha_k, the same for all k, and beta_i, the same for all i, each of tau's shape.
+
+    Raises:
+        ValueError: K < 2, n < 1, or tau is not positive.
+    """
+    _checks.at_least("samples_per_class", samples_per_class, 1)
+    c = num_classes / (jnp.exp(_margin_at_collapse(num_classes, tau)) + num_classes - 1)
+    return -c / num_classes, -c / (num_classes * samples_per_class)
+
+
+def strict_saddle_threshold(num_classes: int, dim: int) -> float:
+    """The temperature `2(d-2) / (1 + (K mod 2)/K)` below which the paper proves Theorem 2, for d > K.
+
+    Below it every critical point is a global minimum or has negative curvature (Proposition 2). That it
+    is not needed is shown in docs/landscape.md.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least 1.
+
+    Returns:
+        The temperature, a float; 0 or less for d <= 2.
+
+    Raises:
+        ValueError: K < 2 or d < 1.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("dim", dim, 1)
+    return 2 * (dim - 2) / (1 + (num_classes % 2) / num_classes)
+
+
 def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0) -> chex.Array:
     """Focal loss at collapse, `-(1-p)^gamma log p` with `p = 1/(1 + (K-1) exp(-K tau/(K-1)))`.
 
@@ -67,7 +115,7 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
 
     Returns:
         The value, of the broadcast shape of tau and gamma. Whether it is the global minimum is open in
-        the paper.
+        the paper; see `focal_is_optimal_at_collapse`.
 
     Raises:
         ValueError: K < 2, tau is not positive, or gamma is negative.
@@ -75,6 +123,44 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
     _checks.at_least("gamma", gamma, 0)
     negative_log_p = cross_entropy_minimum(num_classes, tau)
     return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+
+
+def focal_is_optimal_at_collapse(
+    num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0
+) -> chex.Array:
+    """Whether collapse is proved to minimize the focal loss over the spheres: sufficient, not necessary.
+
+    With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
+    `s* = K tau/(K-1)` all over [-2 tau, 2 tau]; Jensen's inequality does the rest (docs/focal.md). The test
+    needs no sampling. psi is concave up to one inflection and convex from there on, so that it lies above
+    its tangent exactly if s* is in the convex part and psi(-2 tau) is above the tangent.
+
+    Args:
+        num_classes: K, at least 2.
+        tau: temperature, positive.
+        gamma: focusing parameter, at least 0.
+
+    Returns:
+        bool, of the broadcast shape of tau and gamma: True, collapse is a global minimum for balanced
+        classes and d >= K - 1; False, the test is silent. Another argument proves the same for all tau and
+        gamma up to `FOCAL_CLASSES` classes, where this test is silent too.
+
+    Raises:
+        ValueError: K < 2, tau is not positive, or gamma is negative.
+    """
+    _checks.at_least("gamma", gamma, 0)
+    tau, gamma = jnp.asarray(tau), jnp.asarray(gamma)
+    negative_log_p = cross_entropy_minimum(num_classes, tau)
+    p, q = jnp.exp(-negative_log_p), -jnp.expm1(-negative_log_p)
+    # psi' = -q^gamma (gamma p L + q) and psi'' = p q^gamma (gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q),
+    # L = -log p.
+    curvature = gamma * negative_log_p * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
+    slope = -(q**gamma) * (gamma * p * negative_log_p + q)
+    distance = _margin_at_collapse(num_classes, tau) + 2 * tau
+    at_the_end = _cross_entropy_at_margin(num_classes, -2 * tau)
+    psi_at_the_end = (-jnp.expm1(-at_the_end)) ** gamma * at_the_end
+    tangent_at_the_end = q**gamma * negative_log_p - slope * distance
+    return (curvature >= 0) & (psi_at_the_end >= tangent_at_the_end)
 
 
 def label_smoothing_at_collapse(
@@ -134,6 +220,38 @@ def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> ch
         ValueError: K < 2 or alpha is outside [0, 1].
     """
     return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
+
+
+def label_smoothing_cone(
+    num_classes: int, dim: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
+) -> chex.Array:
+    """A minimizer of label smoothing: the rows of W, with `h_i = w_{y_i}` (docs/label_smoothing.md).
+
+    `W = cos(t) 1 a^T + sin(t) ETF` with a unit vector a perpendicular to the ETF and
+    `sin(t)^2 = min(1, tau*/tau)`, tau* the `label_smoothing_threshold`: a simplex ETF up to tau*, and
+    beyond it a cone around a that narrows so that the margins stay those that minimize the loss.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least K.
+        tau: temperature, positive, a scalar.
+        alpha: smoothing parameter in [0, 1], a scalar.
+
+    Returns:
+        W (K, d), unit rows.
+
+    Raises:
+        ValueError: K < 2, d < K, tau is not positive, or alpha is outside [0, 1].
+    """
+    _checks.positive("tau", tau)
+    frame = simplex_etf(num_classes, dim)
+    if dim < num_classes:
+        raise ValueError(
+            f"a cone of {num_classes} classes needs at least {num_classes} dimensions, but dim is {dim}."
+        )
+    sine_square = jnp.minimum(1, label_smoothing_threshold(num_classes, alpha) / tau)
+    # The last column of the frame is zero.
+    return (jnp.sqrt(sine_square) * frame).at[:, -1].set(jnp.sqrt(1 - sine_square))
 
 
 def supervised_contrastive_minimum(

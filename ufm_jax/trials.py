@@ -50,7 +50,7 @@ def grid(
         ValueError: an axis is empty, or `batch_size` or `memory` is less than 1.
     """
     axes = {
-        n: np.asarray(values) if isinstance(values, list | tuple) else values for n, values in axes.items()
+        n: np.asarray(values) if type(values) in (list, tuple) else values for n, values in axes.items()
     }
     lengths = {name: len(jax.tree.leaves(values)[0]) for name, values in axes.items()}
     for name, length in lengths.items():
@@ -61,7 +61,7 @@ def grid(
         for (name, values), i in zip(axes.items(), indices, strict=True)
     }
     flat = run(
-        lambda kwargs: trial(**kwargs),
+        _by_keywords(trial),
         inputs,
         batch_size=batch_size,
         memory=memory,
@@ -108,6 +108,12 @@ def run(
     if progress is not None:
         progress(total, total)
     return jax.tree.map(lambda *chunks: np.concatenate(chunks), *finished)
+
+
+@functools.lru_cache(maxsize=32)
+def _by_keywords(trial: Callable) -> Callable:
+    """The same function for the same trial, so that another call of `grid` finds it compiled."""
+    return lambda arguments: trial(**arguments)
 
 
 @functools.lru_cache(maxsize=32)

@@ -80,7 +80,12 @@ class Result(NamedTuple):
 
 def iterate_at(problem: Problem, evaluation: Evaluation) -> Iterate:
     """Completes a forward pass with its gradient."""
-    gradient = problem.gradient(evaluation)
+    return iterate_with(problem, evaluation, problem.euclidean_gradient(evaluation))
+
+
+def iterate_with(problem: Problem, evaluation: Evaluation, euclidean_gradient: Point) -> Iterate:
+    """Completes a forward pass whose gradient in the ambient space is known."""
+    gradient = problem.manifold.riemannian_gradient(evaluation.point, euclidean_gradient)
     return Iterate(evaluation, gradient, problem.manifold.norm(evaluation.point, gradient))
 
 

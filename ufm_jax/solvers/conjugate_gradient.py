@@ -17,6 +17,7 @@ BetaRule = Literal["hestenes_stiefel", "polak_ribiere", "fletcher_reeves", "hage
 class ConjugateGradientState(NamedTuple):
     iterate: Iterate
     direction: Point
+    slope: chex.Array
     is_steepest: chex.Array
     search: Any
     stalled: chex.Array
@@ -49,63 +50,68 @@ def conjugate_gradient(
 
     def init(problem: Problem, point: Point) -> ConjugateGradientState:
         iterate = iterate_at(problem, problem.evaluate(point))
-        direction = optax.tree.scale(-1, iterate.gradient)
-        search = line_search.init(iterate.value.dtype)
-        return ConjugateGradientState(iterate, direction, jnp.array(True), search, jnp.array(False))
+        return ConjugateGradientState(
+            iterate,
+            direction=optax.tree.scale(-1, iterate.gradient),
+            slope=-(iterate.gradient_norm**2),
+            is_steepest=jnp.array(True),
+            search=line_search.init(iterate.value.dtype),
+            stalled=jnp.array(False),
+        )
 
     def step(problem: Problem, state: ConjugateGradientState) -> ConjugateGradientState:
-        manifold, iterate = problem.manifold, state.iterate
-        slope = manifold.inner_product(iterate.point, iterate.gradient, state.direction)
-        descends = slope < 0
-        steepest = optax.tree.scale(-1, iterate.gradient)
-        direction = _select(descends, state.direction, steepest)
-        slope = jnp.where(descends, slope, -(iterate.gradient_norm**2))
-        is_steepest = state.is_steepest | ~descends
-
-        found = line_search.search(problem, iterate, direction, slope, state.search)
+        manifold, old = problem.manifold, state.iterate
+        found = line_search.search(problem, old, state.direction, state.slope, state.search)
         new = iterate_at(problem, found.evaluation)
-        old_gradient = manifold.transport(iterate.point, new.point, iterate.gradient)
-        carried = manifold.transport(iterate.point, new.point, direction)
-        beta = _BETA_RULES[beta_rule](problem, iterate, new, old_gradient, carried)
-        # A quotient of zero by zero, where the gradient did not change, has nothing to say.
-        beta = jnp.where(found.moved & jnp.isfinite(beta), beta, 0)
-        next_direction = optax.tree.add_scale(optax.tree.scale(-1, new.gradient), beta, carried)
-        afresh = line_search.init(iterate.value.dtype)
-        search = _select(found.moved | is_steepest, found.state, afresh)
-        return ConjugateGradientState(new, next_direction, beta == 0, search, found.exhausted & is_steepest)
+        carried = manifold.transport(old.point, new.point, state.direction)
+        beta = _BETA_RULES[beta_rule](problem, old, new, carried)
+        slope = beta * manifold.inner_product(new.point, new.gradient, carried) - new.gradient_norm**2
+        # Not so, either, where a quotient of zero by zero has nothing to say.
+        is_conjugate = found.moved & (beta != 0) & (slope < 0)
+        beta = jnp.where(is_conjugate, beta, 0)
+        # A search that failed along a conjugate direction says nothing of the next one.
+        is_told = found.moved | state.is_steepest
+        afresh = line_search.init(new.value.dtype)
+        search = jax.tree.map(lambda a, b: jnp.where(is_told, a, b), found.state, afresh)
+        return ConjugateGradientState(
+            new,
+            direction=optax.tree.add_scale(optax.tree.scale(-1, new.gradient), beta, carried),
+            slope=jnp.where(is_conjugate, slope, -(new.gradient_norm**2)),
+            is_steepest=~is_conjugate,
+            search=search,
+            stalled=found.exhausted & state.is_steepest,
+        )
 
     return Solver(init, step)
 
 
-def _select(condition: chex.Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+# Each rule sees the old and the new iterate, and the old direction carried to the new point. The old
+# gradient is carried too, by projection: an inner product with a tangent vector sees nothing else of it.
 
 
-# Each rule sees the old and the new iterate, and the old gradient and direction carried to the new point.
+def _change(old: Iterate, new: Iterate) -> Point:
+    return optax.tree.sub(new.gradient, old.gradient)
 
 
-def _fletcher_reeves(problem, old, new, old_gradient, direction):
-    del problem, old_gradient, direction
+def _fletcher_reeves(problem, old, new, direction):
+    del problem, direction
     return (new.gradient_norm / old.gradient_norm) ** 2
 
 
-def _polak_ribiere(problem, old, new, old_gradient, direction):
+def _polak_ribiere(problem, old, new, direction):
     del direction
-    change = optax.tree.sub(new.gradient, old_gradient)
-    inner = problem.manifold.inner_product(new.point, new.gradient, change)
+    inner = problem.manifold.inner_product(new.point, new.gradient, _change(old, new))
     return jnp.maximum(0, inner / old.gradient_norm**2)
 
 
-def _hestenes_stiefel(problem, old, new, old_gradient, direction):
-    del old
-    change = optax.tree.sub(new.gradient, old_gradient)
-    inner = problem.manifold.inner_product
+def _hestenes_stiefel(problem, old, new, direction):
+    change, inner = _change(old, new), problem.manifold.inner_product
     return jnp.maximum(0, inner(new.point, new.gradient, change) / inner(new.point, change, direction))
 
 
-def _hager_zhang(problem, old, new, old_gradient, direction):
-    change = optax.tree.sub(new.gradient, old_gradient)
+def _hager_zhang(problem, old, new, direction):
     manifold, at = problem.manifold, new.point
+    change = manifold.project(at, _change(old, new))
     denominator = manifold.inner_product(at, change, direction)
     growth = manifold.inner_product(at, change, change) / denominator
     conjugate = manifold.inner_product(at, change, new.gradient)

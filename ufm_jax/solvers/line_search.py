@@ -26,7 +26,7 @@ class Found(NamedTuple):
 
     Attributes:
         evaluation: the new point with its forward pass; the old one if `moved` is false.
-        moved: whether the point changed and the cost did not rise.
+        moved: whether the cost fell.
         exhausted: it did not move, and another search along this direction would not either.
         state: what the search remembers for its next call.
     """
@@ -88,7 +88,7 @@ def backtracking(
     def search(problem, iterate, direction, slope, last_change):
         guess = optimism * 2 * last_change / slope
         trial = attempts(problem, iterate, direction, slope, guess)
-        return _found(iterate, trial, trial.change)
+        return Found(trial.evaluation, trial.change < 0, ~(trial.change < 0), trial.change)
 
     return LineSearch(init, search)
 
@@ -123,11 +123,12 @@ def adaptive(
 
     def search(problem, iterate, direction, slope, guess):
         trial = attempts(problem, iterate, direction, slope, guess)
-        found = _found(iterate, trial, jnp.where(trial.count == 2, trial.step, 2 * trial.step))
+        moved = trial.change < 0
         # Ten contractions may be too few for a first step: the next search contracts further.
         length = trial.step * problem.manifold.norm(iterate.point, direction)
-        tried_all = ~(length > jnp.finfo(length.dtype).eps)
-        return found._replace(exhausted=~found.moved & tried_all)
+        exhausted = ~moved & ~(length > jnp.finfo(length.dtype).eps)
+        next_guess = jnp.where(trial.count == 2, trial.step, 2 * trial.step)
+        return Found(trial.evaluation, moved, exhausted, next_guess)
 
     return LineSearch(init, search)
 
@@ -151,35 +152,46 @@ def _contraction(
         def attempt(step, count):
             end = problem.manifold.retract(iterate.point, optax.tree.scale(step, direction))
             evaluation = problem.evaluate(end)
-            return _Trial(step, evaluation, change_at(step, evaluation.value), count)
+            return _Trial(step, evaluation, change_at(step, evaluation), count)
 
-        def insufficient(trial):
-            # Negated, so that a cost of NaN or infinity is insufficient too.
-            sufficient = trial.change <= sufficient_decrease * trial.step * slope
-            return ~sufficient & (trial.count <= max_iterations)
+        def stay(trial):
+            return _Trial(trial.step, iterate.evaluation, jnp.zeros_like(trial.change), trial.count + 1)
+
+        def is_rejected(trial):
+            # Negated, so that a cost of NaN or infinity is rejected too.
+            insufficient = ~(trial.change <= sufficient_decrease * trial.step * slope)
+            # The last contraction need only lower the cost; if it does not, the search stays where it was.
+            fails = (trial.count == max_iterations + 1) & ~(trial.change < 0)
+            return insufficient & ((trial.count <= max_iterations) | fails)
 
         def contract(trial):
-            return attempt(contraction_factor * trial.step, trial.count + 1)
+            return jax.lax.cond(
+                trial.count <= max_iterations,
+                lambda: attempt(contraction_factor * trial.step, trial.count + 1),
+                lambda: stay(trial),
+            )
 
-        unit = initial_step_size / problem.manifold.norm(iterate.point, direction)
-        first_step = jnp.where((guess > 0) & jnp.isfinite(guess), guess, unit)
+        first_step = jax.lax.cond(
+            (guess > 0) & jnp.isfinite(guess),
+            lambda: guess,
+            lambda: initial_step_size / problem.manifold.norm(iterate.point, direction),
+        )
         # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
         first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
-        return jax.lax.while_loop(insufficient, contract, first)
+        return jax.lax.while_loop(is_rejected, contract, first)
 
     return attempts
 
 
-def rounding_error(evaluation: Evaluation) -> chex.Array:
-    """The rounding unit of the cost: of a mean of differences of scores, each rounded at its own size."""
-    _, scores, value = evaluation
-    size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(scores)), jnp.abs(value)), 1)
-    return jnp.finfo(value.dtype).eps * size
+def rounding_error(problem: Problem, iterate: Iterate) -> chex.Array:
+    """The rounding unit of the cost: of a mean of differences of scores, each a rounded inner product."""
+    size = jnp.maximum(jnp.maximum(problem.score_size(iterate.point), jnp.abs(iterate.value)), 1)
+    return jnp.finfo(size.dtype).eps * size
 
 
 def change_of_cost(
     problem: Problem, iterate: Iterate, direction: Point, slope: chex.Array, *, resolution: float = 8.0
-) -> Callable[[chex.Array, chex.Array], chex.Array]:
+) -> Callable[[chex.Array, Evaluation], chex.Array]:
     """The change of the cost along `direction`: of values where they resolve it, of slopes where not.
 
     Args:
@@ -190,10 +202,10 @@ def change_of_cost(
         resolution: values resolve a change of more than this many rounding units.
 
     Returns:
-        A function of the step and the cost at its end.
+        A function of the step and the evaluation at its end; 0 where that is the same point.
     """
     point, value = iterate.point, iterate.value
-    unresolved = resolution * rounding_error(iterate.evaluation)
+    unresolved = resolution * rounding_error(problem, iterate)
 
     def slope_at(step):
         def cost_along(t):
@@ -201,20 +213,16 @@ def change_of_cost(
 
         return jax.jvp(cost_along, (step,), (jnp.ones_like(step),))[1]
 
-    def change_at(step, new_value):
-        change = new_value - value
+    def change_by_slopes(step, end):
+        differs = [
+            jnp.any(a != b) for a, b in zip(jax.tree.leaves(point), jax.tree.leaves(end), strict=True)
+        ]
+        return jnp.where(jnp.any(jnp.stack(differs)), step * (slope + slope_at(step)) / 2, 0)
+
+    def change_at(step, evaluation):
+        change = evaluation.value - value
         return jax.lax.cond(
-            jnp.abs(change) > unresolved, lambda: change, lambda: step * (slope + slope_at(step)) / 2
+            jnp.abs(change) > unresolved, lambda: change, lambda: change_by_slopes(step, evaluation.point)
         )
 
     return change_at
-
-
-def _found(iterate: Iterate, trial: _Trial, state: Any) -> Found:
-    """Keeps the trial's point if it lowered the cost (or left it equal) and is another point."""
-    old, new = iterate.evaluation, trial.evaluation
-    differs = [
-        jnp.any(a != b) for a, b in zip(jax.tree.leaves(old.point), jax.tree.leaves(new.point), strict=True)
-    ]
-    moved = (trial.change <= 0) & jnp.any(jnp.stack(differs))
-    return Found(jax.tree.map(lambda a, b: jnp.where(moved, b, a), old, new), moved, ~moved, state)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks
-from ufm_jax.problems import Point, Problem
-from ufm_jax.solvers.base import Iterate, Solver, iterate_at
+from ufm_jax.problems import Evaluation, Point, Problem
+from ufm_jax.solvers.base import Iterate, Solver, iterate_with
 from ufm_jax.solvers.line_search import change_of_cost, rounding_error
 
 _RESOLUTION = 1e3
@@ -20,6 +20,7 @@ _RESOLUTION = 1e3
 
 class TrustRegionState(NamedTuple):
     iterate: Iterate
+    euclidean_gradient: Point
     radius: chex.Array
     stalled: chex.Array
 
@@ -92,44 +93,56 @@ def trust_region(
         return problem.manifold.typical_distance(point) if max_radius is None else max_radius
 
     def init(problem: Problem, point: Point) -> TrustRegionState:
-        iterate = iterate_at(problem, problem.evaluate(point))
-        radius = largest_radius(problem, point) / 8 if initial_radius is None else initial_radius
-        return TrustRegionState(iterate, jnp.asarray(radius, iterate.value.dtype), jnp.array(False))
+        iterate, euclidean_gradient = _complete(problem, problem.evaluate(point))
+        first = largest_radius(problem, point) / 8 if initial_radius is None else initial_radius
+        radius = jnp.asarray(first, iterate.value.dtype)
+        return TrustRegionState(iterate, euclidean_gradient, radius, jnp.array(False))
 
     def step(problem: Problem, state: TrustRegionState) -> TrustRegionState:
-        manifold, (iterate, radius, _) = problem.manifold, state
+        manifold, (iterate, euclidean_gradient, radius, _) = problem.manifold, state
         point, gradient = iterate.point, iterate.gradient
         most_inner = manifold.dimension(point) if max_inner is None else max_inner
-        model = _minimize_model(problem, iterate, radius, kappa, theta, min_inner, most_inner)
+        hessian = problem.hessian_given(iterate.evaluation, euclidean_gradient)
+        model = _minimize_model(problem, iterate, hessian, radius, kappa, theta, min_inner, most_inner)
 
         slope = manifold.inner_product(point, gradient, model.step)
         predicted = slope + manifold.inner_product(point, model.step, model.hessian_step) / 2
         evaluation = problem.evaluate(manifold.retract(point, model.step))
         change_at = change_of_cost(problem, iterate, model.step, slope, resolution=_RESOLUTION)
-        rho = change_at(jnp.ones_like(radius), evaluation.value) / predicted
+        rho = change_at(jnp.ones_like(radius), evaluation) / predicted
 
-        proposal = iterate_at(problem, evaluation)
-        # Where values say nothing the gradient must shrink, or rounding errors would be followed for ever.
-        resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * rounding_error(
-            iterate.evaluation
-        )
-        shrinks = proposal.gradient_norm < iterate.gradient_norm
-        good = (predicted < 0) & jnp.isfinite(rho) & (resolved | shrinks)
-        accepted = good & (rho > rho_prime)
-        largest = largest_radius(problem, point)
-        longer = jnp.minimum(2 * radius, largest)
-        kept = jnp.where((rho > 0.75) & model.at_boundary, longer, radius)
-        new_radius = jnp.where(good & (rho >= 0.25), kept, radius / 4)
-        new_iterate = jax.tree.map(lambda old, new: jnp.where(accepted, new, old), iterate, proposal)
+        unit = rounding_error(problem, iterate)
+        resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * unit
+        promises = (predicted < 0) & jnp.isfinite(rho) & (rho > rho_prime)
+
+        kept = (iterate, euclidean_gradient, jnp.array(False))
+
+        def propose() -> tuple[Iterate, Point, chex.Array]:
+            proposed, its_gradient = _complete(problem, evaluation)
+            # Where values say nothing the gradient must shrink, or rounding errors are followed for ever.
+            good = resolved | (proposed.gradient_norm < iterate.gradient_norm)
+            return jax.lax.cond(good, lambda: (proposed, its_gradient, jnp.array(True)), lambda: kept)
+
+        new_iterate, new_gradient, accepted = jax.lax.cond(promises, propose, lambda: kept)
+        longer = jnp.minimum(2 * radius, largest_radius(problem, point))
+        not_shorter = jnp.where((rho > 0.75) & model.at_boundary, longer, radius)
+        new_radius = jnp.where(accepted & (rho >= 0.25), not_shorter, radius / 4)
         exhausted = new_radius < jnp.finfo(radius.dtype).eps * math.sqrt(manifold.dimension(point))
-        return TrustRegionState(new_iterate, new_radius, ~accepted & exhausted)
+        return TrustRegionState(new_iterate, new_gradient, new_radius, ~accepted & exhausted)
 
     return Solver(init, step)
+
+
+def _complete(problem: Problem, evaluation: Evaluation) -> tuple[Iterate, Point]:
+    """The iterate of a forward pass, and its gradient in the ambient space, which the Hessian needs."""
+    euclidean_gradient = problem.euclidean_gradient(evaluation)
+    return iterate_with(problem, evaluation, euclidean_gradient), euclidean_gradient
 
 
 def _minimize_model(
     problem: Problem,
     iterate: Iterate,
+    hessian: Callable[[Point], Point],
     radius: chex.Array,
     kappa: float,
     theta: float,
@@ -138,7 +151,6 @@ def _minimize_model(
 ) -> _Model:
     """Truncated conjugate gradients on `<gradient, step> + <step, Hessian step>/2` within the radius."""
     manifold, point, gradient = problem.manifold, iterate.point, iterate.gradient
-    hessian: Callable[[Point], Point] = problem.hessian(point)
 
     def inner(a: Point, b: Point) -> chex.Array:
         return manifold.inner_product(point, a, b)

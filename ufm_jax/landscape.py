@@ -1,0 +1,396 @@
+"""The landscape of the normalized UFM: multipliers, Hessian, optimality certificate, negative curvature.
+
+The paper's Appendix D. It stacks vectors as columns; here they are rows, so its G (K x N) is our
+`logit_gradient` transposed. All functions are pure and take one point: batch them with `vmap`. They work in
+float32 and float64, and keep the dtype of the point. What is not stated to be for cross entropy holds for
+every loss of logits.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.sparse.linalg import lobpcg_standard
+from jax.flatten_util import ravel_pytree
+
+from ufm_jax import _checks, losses, theory
+from ufm_jax._products import matmul
+from ufm_jax.manifolds import Oblique
+from ufm_jax.problems import Point, Problem
+
+_BLOCK = 8
+"""Vectors that LOBPCG iterates on."""
+
+
+class Multipliers(NamedTuple):
+    """The Lagrange multipliers of the unit-norm constraints, equation (19), divided by tau."""
+
+    alpha: chex.Array
+    beta: chex.Array
+
+
+class Certificate(NamedTuple):
+    """What `certify` found.
+
+    Attributes:
+        is_critical: whether `gradient_norm` is within the tolerance, bool.
+        is_global_minimum: whether the point is critical and `margin` is within the tolerance of 0, bool.
+        margin: the least slack of the inequalities of Lemma 3, relative to their right sides: the smallest
+            of `-alpha_k / (sqrt(n) |G|) - 1` and `-sqrt(n) beta_i / |G| - 1`. Zero at a global minimum and
+            negative at every other critical point: -1 where all multipliers are zero, -2 at the
+            antipodal point.
+        gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, the most that
+            the Euclidean gradient can be; in [0, 1].
+        gap: `tau (sum alpha + sqrt(K N) |G|)`, at least 0. The cost exceeds the global minimum by at most
+            this, at any point, critical or not, because cross entropy is convex in the logits.
+    """
+
+    is_critical: chex.Array
+    is_global_minimum: chex.Array
+    margin: chex.Array
+    gradient_norm: chex.Array
+    gap: chex.Array
+
+
+class NegativeCurvature(NamedTuple):
+    """What `negative_curvature` found.
+
+    Attributes:
+        direction: a tangent vector of unit norm; the zero vector at a global minimum, where there is none.
+        curvature: the Hessian form of `direction`; 0 at a global minimum.
+    """
+
+    direction: Point
+    curvature: chex.Array
+
+
+def logit_gradient(problem: Problem, point: Point) -> chex.Array:
+    """The gradient of the mean loss in the logits, (N, K): the paper's G, equation (16), transposed.
+
+    For cross entropy it is `(softmax - onehot) / N`, also accurate relative to its own size where the
+    softmax is one-hot up to rounding.
+    """
+    _factors(problem, point)
+    G = _gradient_of_mean_loss(problem)(problem.scores(point))
+    if problem.loss is losses.cross_entropy:
+        # The rows sum to zero, and 1 - p loses the digits that the other classes' probabilities have.
+        is_label = jax.nn.one_hot(problem.labels, problem.num_classes, dtype=bool)
+        G = jnp.where(is_label, -jnp.sum(G, axis=1, where=~is_label, keepdims=True), G)
+    return G
+
+
+def multipliers(problem: Problem, point: Point) -> Multipliers:
+    """`alpha_k = <w_k, H g^k>` and `beta_i = <h_i, W g_i>`, equation (19).
+
+    At a critical point `H g^k = alpha_k w_k` and `W g_i = beta_i h_i` (Lemma 2). Everywhere
+    `sum alpha = sum beta` (Lemma 4).
+
+    Args:
+        problem: of `ufm_jax.normalized`, any loss.
+        point: `Point(W=(K, d), H=(N, d))` on the spheres.
+
+    Returns:
+        `Multipliers(alpha=(K,), beta=(N,))`.
+
+    Raises:
+        ValueError: the problem is not a normalized one.
+    """
+    return _multipliers(*_factors(problem, point), logit_gradient(problem, point))
+
+
+def hessian_form(problem: Problem, point: Point, tangent: Point) -> chex.Array:
+    """The Riemannian Hessian as a quadratic form, `Hess f[D, D]`, equations (31) and (7).
+
+        g''(M)[dM, dM] + 2 tau <G, D_W^T D_H> - tau sum_k alpha_k |D_Wk|^2 - tau sum_i beta_i |D_Hi|^2
+
+    with `dM = tau (W^T D_H + D_W^T H)`. As a linear map, not a form, it is `problem.hessian(point)`.
+
+    Args:
+        problem: of `ufm_jax.normalized`, any loss.
+        point: on the spheres, critical or not.
+        tangent: D, a tangent vector at `point`.
+
+    Returns:
+        The value of the form, a scalar.
+
+    Raises:
+        ValueError: the problem is not a normalized one.
+    """
+    (W, H), (D_W, D_H) = _factors(problem, point), _factors(problem, tangent)
+    G, tau = logit_gradient(problem, point), jnp.asarray(problem.tau, H.dtype)
+    dM = tau * (matmul(D_H, W.T) + matmul(H, D_W.T))
+    _, dG = jax.jvp(_gradient_of_mean_loss(problem), (problem.scores(point),), (dM,))
+    mixed = jnp.sum(G * matmul(D_H, D_W.T))
+    alpha, beta = _multipliers(W, H, G)
+    of_the_spheres = jnp.sum(alpha * _squares(D_W)) + jnp.sum(beta * _squares(D_H))
+    return jnp.sum(dM * dG) + tau * (2 * mixed - of_the_spheres)
+
+
+def certify(problem: Problem, point: Point, tolerance: float | None = None) -> Certificate:
+    """Whether `point` is critical, and whether it is the global minimum (Lemma 3).
+
+    A critical point is a global minimum if and only if `alpha_k <= -sqrt(n) |G|` for all k and
+    `beta_i <= -|G| / sqrt(n)` for all i, |G| the spectral norm; at a global minimum these are equalities.
+    All quantities are relative, so that the verdict does not depend on how small tau or the loss is.
+
+    Args:
+        problem: of `ufm_jax.normalized` with cross entropy, n samples of each class.
+        point: `Point(W=(K, d), H=(N, d))` on the spheres. "Only if" is for d >= K - 1.
+        tolerance: the most that `gradient_norm` and `-margin` may be, relative; the fourth root of the
+            machine epsilon if None (1.2e-4 in float64, 0.019 in float32). The margins of saddles shrink
+            like tau as tau goes to 0: below ten times the tolerance, ask for a smaller one.
+
+    Returns:
+        The `Certificate`.
+
+    Raises:
+        ValueError: the problem is not a normalized one with cross entropy, or its classes have unequal
+            sizes (checked outside `jit`).
+    """
+    _check_cross_entropy(problem)
+    (W, H), G = _factors(problem, point), logit_gradient(problem, point)
+    tolerance = float(jnp.finfo(G.dtype).eps) ** 0.25 if tolerance is None else tolerance
+    tau, K, N = jnp.asarray(problem.tau, G.dtype), problem.num_classes, len(problem.labels)
+    root_n = (N / K) ** 0.5
+    spectral_norm = jnp.linalg.norm(G, ord=2)
+    alpha, beta = _multipliers(W, H, G)
+
+    gradient = Point(matmul(G.T, H) - alpha[:, None] * W, matmul(G, W) - beta[:, None] * H)
+    # Where G is zero in this precision, so is the loss: a minimum.
+    unit = jnp.where(spectral_norm > 0, spectral_norm, 1)
+    gradient_norm = optax.tree.norm(gradient) / (unit * (K**0.5 + N**0.5))
+    slack = jnp.minimum(jnp.min(-alpha / (root_n * unit)), jnp.min(-beta * root_n / unit)) - 1
+    margin = jnp.where(spectral_norm > 0, slack, 0)
+    gap = tau * jnp.maximum(jnp.sum(alpha) + (K * N) ** 0.5 * spectral_norm, 0)
+    is_critical = gradient_norm <= tolerance
+    return Certificate(is_critical, is_critical & (margin >= -tolerance), margin, gradient_norm, gap)
+
+
+def negative_curvature(problem: Problem, point: Point, *, scaled: bool = False) -> NegativeCurvature:
+    """A direction of negative curvature at a critical point that is not a global minimum (Proposition 2).
+
+    Case 1, beta = 0: W has equal rows w, and the direction is `D_W = u a^T`, `D_H` the projection of
+    `u_{y_i} a`, with `u_k = (-1)^(k+1)` and a unit vector a perpendicular to w in the span of the last two
+    eigenvectors of `H^T H`. Case 2, no beta_i zero: `D = (u a^T, v a^T)`, a perpendicular to all of W,
+    `u = -u_1 / n^(1/4)`, `v = n^(1/4) v_1` and (u_1, v_1) the leading singular pair of G. By Lemma 5 there
+    is no third case.
+
+    Args:
+        problem: of `ufm_jax.normalized` with cross entropy, n samples of each class.
+        point: a critical point, `Point(W=(K, d), H=(N, d))` with d > K. Elsewhere the direction is
+            projected to the tangent space, and its curvature may have any sign.
+        scaled: in case 1, scale D_H against D_W so that the curvature of the unit direction is least. It is
+            then negative for every tau, and tau is not checked (docs/landscape.md).
+
+    Returns:
+        `NegativeCurvature(direction, curvature)`; the zero vector and 0 where `certify` says that the point
+        is the global minimum.
+
+    Raises:
+        ValueError: the problem is not a normalized one with cross entropy, its classes have unequal sizes,
+            d <= K, or tau is not below `theory.strict_saddle_threshold(K, d)` (values are checked outside
+            `jit`).
+    """
+    _check_cross_entropy(problem)
+    W, _ = _factors(problem, point)
+    _check_conditions(problem, dim=W.shape[1], tau_is_free=scaled)
+    # By Lemma 5 some beta_i is zero if and only if the rows of W are equal, and then all are. The rows tell
+    # the cases apart where tau makes other points' beta_i vanish next to rounding errors.
+    spread = jnp.max(jnp.abs(W - W[:1]))
+    directions = [_case_1(problem, point, scaled), _case_2(problem, point)]
+    is_case_1 = spread <= float(jnp.finfo(spread.dtype).eps) ** 0.5
+    direction = jax.tree.map(lambda one, two: jnp.where(is_case_1, one, two), *directions)
+    direction = problem.manifold.project(point, direction)
+    exists = ~certify(problem, point).is_global_minimum
+    norm = problem.manifold.norm(point, direction)
+    direction = optax.tree.scale(jnp.where(exists & (norm > 0), 1 / norm, 0), direction)
+    return NegativeCurvature(direction, hessian_form(problem, point, direction))
+
+
+def smallest_eigenvalue(problem: Problem, point: Point, key: chex.PRNGKey) -> chex.Array:
+    """The smallest eigenvalue of the Riemannian Hessian, without forming it; see `smallest_eigenpair`."""
+    return smallest_eigenpair(problem, point, key)[0]
+
+
+def smallest_eigenpair(
+    problem: Problem, point: Point, key: chex.PRNGKey, max_steps: int = 500
+) -> tuple[chex.Array, Point]:
+    """The smallest eigenvalue of the Riemannian Hessian and a unit tangent vector that belongs to it.
+
+    LOBPCG on the tangent space with Hessian-vector products alone, eight vectors at a time: with one or two
+    it stalls near multiple eigenvalues. Points of few entries, where eight do not fit, use `eigenpairs`.
+
+    Args:
+        problem: any problem of this library.
+        point: on the problem's manifold of at least one dimension, critical or not.
+        key: random key of the starting vectors.
+        max_steps: most iterations, eight Hessian-vector products each.
+
+    Returns:
+        The eigenvalue, a scalar, and the eigenvector, shaped like `point`. The eigenvalue's error is of the
+        order of rounding (1e-13 in float64).
+
+    Reference: Knyazev, *Toward the Optimal Preconditioned Eigensolver*, SIAM J. Sci. Comput. 2001.
+    """
+    operator, flat, unflatten = _flat_hessian(problem, point)
+    if flat.size <= 5 * _BLOCK:
+        vector = _flat(jax.tree.map(lambda vectors: vectors[0], eigenpairs(problem, point)[1]))
+    else:
+        # The wanted eigenvalue becomes the largest of `shift - Hess`; the normal space stays at 0, below.
+        start = jax.random.normal(key, (flat.size, _BLOCK), flat.dtype)
+        shift = 2 * _norm_estimate(operator, start[:, 0])
+
+        def shifted(v: chex.Array) -> chex.Array:
+            return shift * _flat(problem.manifold.project(point, unflatten(v))) - operator(v)
+
+        eps = float(jnp.finfo(flat.dtype).eps)
+        tolerance = max(eps, eps ** (2 / 3) / (10 * flat.size))  # Relative residuals of eps^(2/3).
+        columnwise = jax.vmap(shifted, in_axes=1, out_axes=1)
+        vector = lobpcg_standard(columnwise, start, max_steps, tolerance)[1][:, 0]
+    vector = _flat(problem.manifold.project(point, unflatten(vector)))
+    vector = vector / jnp.linalg.norm(vector)
+    # The Rayleigh quotient of the Hessian itself: the shift has cost digits.
+    return jnp.vdot(vector, operator(vector)), unflatten(vector)
+
+
+def spectrum(problem: Problem, point: Point) -> chex.Array:
+    """All eigenvalues of the Riemannian Hessian, ascending: the first of `eigenpairs`."""
+    return eigenpairs(problem, point)[0]
+
+
+def eigenpairs(problem: Problem, point: Point) -> tuple[chex.Array, Point]:
+    """All eigenpairs of the Riemannian Hessian, from its dense matrix: for small problems.
+
+    Args:
+        problem: any problem of this library.
+        point: on the problem's manifold, critical or not.
+
+    Returns:
+        The eigenvalues (D,), ascending, as many as the manifold has dimensions, and unit tangent vectors
+        that belong to them, a point with a leading axis of length D. Time grows with the cube of the
+        entries of the point, memory with their square.
+    """
+    operator, flat, unflatten = _flat_hessian(problem, point)
+    identity = jnp.eye(flat.size, dtype=flat.dtype)
+    matrix = jax.vmap(operator)(identity)
+    # The normal space goes above all else, and is cut off.
+    tangent = jax.vmap(lambda v: _flat(problem.manifold.project(point, unflatten(v))))(identity)
+    above = 2 * jnp.linalg.norm(matrix)
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 + above * (identity - tangent))
+    dimension = problem.manifold.dimension(point)
+    return values[:dimension], jax.vmap(unflatten)(vectors[:, :dimension].T)
+
+
+def _flat(point: Point) -> chex.Array:
+    return ravel_pytree(point)[0]
+
+
+def _flat_hessian(problem: Problem, point: Point):
+    """The Hessian as a map of flat ambient vectors, the point made flat, and the way back."""
+    hessian, project = problem.hessian(point), problem.manifold.project
+    flat, unflatten = ravel_pytree(point)
+
+    def operator(v: chex.Array) -> chex.Array:
+        return _flat(project(point, hessian(project(point, unflatten(v)))))
+
+    return operator, flat, unflatten
+
+
+def _norm_estimate(operator, vector: chex.Array, steps: int = 20) -> chex.Array:
+    """The size of the operator's largest eigenvalue, from below, by the power method."""
+
+    def step(_, carry):
+        v, _ = carry
+        image = operator(v)
+        norm = jnp.linalg.norm(image)
+        return image / jnp.where(norm > 0, norm, 1), norm
+
+    start = (vector / jnp.linalg.norm(vector), jnp.ones((), vector.dtype))
+    return jax.lax.fori_loop(0, steps, step, start)[1]
+
+
+def _case_1(problem: Problem, point: Point, scaled: bool) -> Point:
+    W, H = _factors(problem, point)
+    u = 1 - 2 * (jnp.arange(problem.num_classes) % 2).astype(W.dtype)
+    _, vectors = jnp.linalg.eigh(matmul(H.T, H))
+    plane = vectors[:, :2].T
+    # The unit vector of the plane that is perpendicular to w.
+    x, y = matmul(plane, W[0])
+    coefficients = jnp.where(jnp.hypot(x, y) > 0, jnp.stack([-y, x]), jnp.array([1, 0], x.dtype))
+    a = matmul(coefficients / jnp.linalg.norm(coefficients), plane)
+    direction = problem.manifold.project(point, Point(u[:, None] * a, u[problem.labels][:, None] * a))
+    return _best_scaled(problem, point, direction) if scaled else direction
+
+
+def _best_scaled(problem: Problem, point: Point, direction: Point) -> Point:
+    """The combination of the direction's two parts, each of unit norm, of least curvature."""
+    zero = optax.tree.zeros_like(direction)
+    parts = [direction._replace(H=zero.H), direction._replace(W=zero.W)]
+    parts = [optax.tree.scale(1 / optax.tree.norm(part), part) for part in parts]
+    hessian = problem.hessian(point)
+    form = jnp.stack([jnp.stack([optax.tree.vdot(a, hessian(b)) for b in parts]) for a in parts])
+    weights = jnp.linalg.eigh(form)[1][:, 0]
+    return optax.tree.add(*[optax.tree.scale(weights[i], part) for i, part in enumerate(parts)])
+
+
+def _case_2(problem: Problem, point: Point) -> Point:
+    W, H = _factors(problem, point)
+    # At such a point H lies in the span of W. Asking for both makes a perpendicular to rounding.
+    a = jnp.linalg.eigh(matmul(W.T, W) + matmul(H.T, H))[1][:, 0]
+    left, _, right = jnp.linalg.svd(logit_gradient(problem, point), full_matrices=False)
+    root = (len(H) / len(W)) ** 0.25
+    return Point(-right[0][:, None] * a / root, root * left[:, 0][:, None] * a)
+
+
+def _multipliers(W: chex.Array, H: chex.Array, G: chex.Array) -> Multipliers:
+    scores = matmul(H, W.T)
+    return Multipliers(jnp.sum(G * scores, axis=0), jnp.sum(G * scores, axis=1))
+
+
+def _gradient_of_mean_loss(problem: Problem):
+    return jax.grad(lambda scores: jnp.mean(problem.loss(scores, problem.labels)))
+
+
+def _squares(rows: chex.Array) -> chex.Array:
+    return jnp.sum(rows**2, axis=-1)
+
+
+def _factors(problem: Problem, point: Point) -> tuple[chex.Array, chex.Array]:
+    """W and H of a point of a normalized problem."""
+    W, H = point
+    if W is None or not isinstance(problem.manifold, Oblique):
+        raise ValueError(
+            "this is known for normalized problems alone, those with unit classifiers and unit features."
+        )
+    return W, H
+
+
+def _check_cross_entropy(problem: Problem) -> None:
+    if problem.loss is not losses.cross_entropy:
+        raise ValueError(
+            "Lemma 3 and Proposition 2 are about cross entropy, but the problem has another loss."
+        )
+    if _checks.is_concrete(problem.labels):
+        sizes = np.bincount(np.asarray(problem.labels), minlength=problem.num_classes)
+        if np.any(sizes != sizes[0]):
+            raise ValueError(
+                f"Lemma 3 and Proposition 2 need classes of equal size, but sizes are {sizes.tolist()}."
+            )
+
+
+def _check_conditions(problem: Problem, dim: int, tau_is_free: bool) -> None:
+    """The conditions of Proposition 2."""
+    K, tau = problem.num_classes, problem.tau
+    if dim <= K:
+        raise ValueError(
+            f"Proposition 2 needs more dimensions than classes, but dim is {dim} and num_classes is {K}."
+        )
+    limit = theory.strict_saddle_threshold(K, dim)
+    if not tau_is_free and _checks.is_concrete(tau) and not np.all(np.asarray(tau) < limit):
+        raise ValueError(
+            f"Proposition 2 needs tau below 2(d - 2)/(1 + (K mod 2)/K) = {limit:g}, but tau is {tau}; "
+            "with scaled=True no bound is needed."
+        )

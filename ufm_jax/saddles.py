@@ -1,0 +1,219 @@
+"""Critical points of the normalized UFM that are not its minimum, built or found.
+
+`rank_one`, `merged_classes` and `antipodal` build them; `find_critical_point` goes to one from anywhere.
+What they are like is asked of `ufm_jax.landscape`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks, theory
+from ufm_jax._products import matmul
+from ufm_jax.manifolds import normalize
+from ufm_jax.problems import Point, Problem, normalized
+from ufm_jax.solvers import minimize, trust_region
+
+
+class CriticalPoint(NamedTuple):
+    """Where `find_critical_point` ended.
+
+    Attributes:
+        point: the last iterate.
+        gradient_norm: the norm of the Riemannian gradient there.
+        steps: steps made or refused, int32.
+    """
+
+    point: Point
+    gradient_norm: chex.Array
+    steps: chex.Array
+
+
+def rank_one(
+    problem: Problem,
+    key: chex.PRNGKey,
+    dim: int,
+    dtype: chex.ArrayDType | None = None,
+    *,
+    reflected: bool = False,
+) -> Point:
+    """A random critical point with equal classifiers w: beta = 0, case 1 of Proposition 2.
+
+    Every class has the same n features, drawn at random, so that the class means are equal and alpha = 0.
+    Reflecting features at random in the hyperplane perpendicular to w moves the class means along w alone:
+    the point stays critical, and alpha becomes anything that sums to zero.
+
+    Args:
+        problem: of `ufm_jax.normalized`, classes of equal size.
+        key: random key.
+        dim: d, at least 1.
+        dtype: floating type; JAX's default if None.
+        reflected: whether to reflect, each feature with probability one half.
+
+    Returns:
+        `Point(W=(K, d), H=(N, d))`.
+
+    Raises:
+        ValueError: d < 1.
+    """
+    _checks.at_least("dim", dim, 1)
+    K, N = problem.num_classes, len(problem.labels)
+    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
+    for_points, for_signs = jax.random.split(key)
+    vectors = normalize(jax.random.normal(for_points, (1 + N // K, dim), dtype))
+    w, of_one_class = vectors[0], vectors[1:]
+    members = jnp.cumsum(jax.nn.one_hot(problem.labels, K, dtype=int), axis=0)
+    H = of_one_class[members[jnp.arange(N), problem.labels] - 1]
+    if reflected:
+        flips = jax.random.bernoulli(for_signs, shape=(N, 1))
+        H = jnp.where(flips, H - 2 * matmul(H, w)[:, None] * w, H)
+    return Point(jnp.tile(w, (K, 1)), H)
+
+
+def merged_classes(
+    problem: Problem, groups: chex.Array, dim: int, dtype: chex.ArrayDType | None = None
+) -> Point:
+    """The critical point at which the classes of a group share one classifier and one feature direction.
+
+    Among points of this form the cost is minimized, starting from vectors of a simplex ETF, by the trust
+    region. A minimum under a symmetry (here, permuting the classes of a group) is critical without it
+    (Palais, *The principle of symmetric criticality*, 1979). Groups of one size end at a simplex ETF of the
+    groups; otherwise a group's classifiers and features part, and angles depend on sizes and tau.
+
+    Args:
+        problem: of `ufm_jax.normalized`, classes of equal size.
+        groups: for each class its group in 0..K-1, integers (K,), not all equal and not all different.
+            It may be traced, so that one compilation serves every partition.
+        dim: d, at least K - 1.
+        dtype: floating type; JAX's default if None.
+
+    Returns:
+        `Point(W=(K, d), H=(N, d))`.
+
+    Raises:
+        ValueError: `groups` is not as described (values are checked outside `jit`), or d < K - 1.
+    """
+    K = problem.num_classes
+    groups = jnp.asarray(groups)
+    if groups.shape != (K,) or not jnp.issubdtype(groups.dtype, jnp.integer):
+        raise ValueError(
+            f"groups must be {K} integers, but have shape {groups.shape} and dtype {groups.dtype}."
+        )
+    if _checks.is_concrete(groups):
+        _checks.within("groups", groups, 0, K - 1)
+        count = len(set(groups.tolist()))
+        if not 1 < count < K:
+            raise ValueError(f"groups must number between 2 and {K - 1}, but number {count}.")
+
+    def loss_of_groups(logits: chex.Array, labels: chex.Array) -> chex.Array:
+        """Losses of the K classes, from the logits between groups; those of unused groups do not matter."""
+        return problem.loss(logits[groups][:, groups], labels)
+
+    reduced = normalized(jnp.arange(K), K, loss=loss_of_groups, tau=problem.tau)
+    frame = theory.simplex_etf(K, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    eps = float(jnp.finfo(frame.dtype).eps)
+    found = minimize(reduced, Point(frame, frame), trust_region(), max_steps=200, tolerance=10 * eps)
+    W, H = found.point
+    assert W is not None
+    return Point(W[groups], H[groups][problem.labels])
+
+
+def antipodal(problem: Problem, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
+    """The critical point opposite to the minimum: W a simplex ETF, and each feature `-w_k` of its class.
+
+    Args:
+        problem: of `ufm_jax.normalized`, classes of equal size.
+        dim: d, at least K - 1.
+        dtype: floating type; JAX's default if None.
+
+    Returns:
+        `Point(W=(K, d), H=(N, d))`.
+
+    Raises:
+        ValueError: d < K - 1.
+    """
+    W = theory.simplex_etf(problem.num_classes, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    return Point(W, -W[problem.labels])
+
+
+def partitions(num_classes: int) -> Iterator[tuple[int, ...]]:
+    """Every way to merge K classes into 2 to K - 1 groups, as the group of each class, up to relabeling.
+
+    One for each partition of the integer K: for K = 4 they are 0001, 0011 and 0012, of sizes 3 + 1, 2 + 2
+    and 2 + 1 + 1.
+    """
+
+    def sizes(total: int, largest: int) -> Iterator[tuple[int, ...]]:
+        if total == 0:
+            yield ()
+        for first in range(min(total, largest), 0, -1):
+            for rest in sizes(total - first, first):
+                yield (first, *rest)
+
+    for parts in sizes(num_classes, num_classes):
+        if 1 < len(parts) < num_classes:
+            yield tuple(group for group, size in enumerate(parts) for _ in range(size))
+
+
+def find_critical_point(
+    problem: Problem,
+    point: Point,
+    *,
+    max_steps: int = 200,
+    tolerance: chex.Numeric = 1e-12,
+    max_inner: int | None = None,
+) -> CriticalPoint:
+    """Goes to a critical point of any index, by minimizing the squared norm of the Riemannian gradient g.
+
+    Levenberg and Marquardt's steps `-(Hess^2 + mu)^-1 Hess g`, with `mu` proportional to `|g|^2`, by
+    conjugate gradients on Hessian-vector products. Near a critical point they are Newton's, of least norm
+    where symmetries make the Hessian singular, and polish a point to rounding in a few steps. From a random
+    start the iteration can end where `|g|` has a local minimum above zero: look at `gradient_norm`.
+
+    Args:
+        problem: any problem of this library.
+        point: the start; symmetries that it has are kept, up to rounding.
+        max_steps: most steps.
+        tolerance: stop once the norm of the Riemannian gradient is at most this.
+        max_inner: most conjugate gradient iterations a step; the manifold's dimension if None.
+
+    Returns:
+        The `CriticalPoint`.
+
+    Reference: Nocedal, Wright, *Numerical Optimization* (2006), section 10.3.
+    """
+    manifold = problem.manifold
+    most_inner = manifold.dimension(point) if max_inner is None else max_inner
+
+    def gradient_at(x: Point) -> tuple[Point, chex.Array]:
+        gradient = problem.gradient(problem.evaluate(x))
+        return gradient, manifold.norm(x, gradient)
+
+    def proceeds(carry):
+        _, (_, norm), damping, steps = carry
+        return (norm > tolerance) & (steps < max_steps) & (damping < 1e12)
+
+    def advance(carry):
+        x, (gradient, norm), damping, steps = carry
+        # Steps are asked of the direction of the gradient: its own size would underflow when squared.
+        unit = optax.tree.scale(1 / norm, gradient)
+        hessian = problem.hessian(x)
+        # A vector that has left the tangent space by rounding would otherwise grow without bound.
+        linear = lambda v: manifold.project(x, hessian(manifold.project(x, v)))  # noqa: E731
+        normal = lambda v: optax.tree.add_scale(linear(linear(v)), damping * norm**2, v)  # noqa: E731
+        solution, _ = jax.scipy.sparse.linalg.cg(normal, linear(unit), tol=1e-8, maxiter=most_inner)
+        moved = manifold.retract(x, manifold.project(x, optax.tree.scale(-norm, solution)))
+        proposal = gradient_at(moved)
+        accepted = proposal[1] < norm
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), (moved, proposal), (x, (gradient, norm))
+        )
+        return *kept, damping * jnp.where(accepted, 0.25, 8), steps + 1
+
+    start = (point, gradient_at(point), jnp.ones((), point.H.dtype), jnp.int32(0))
+    x, (_, norm), _, steps = jax.lax.while_loop(proceeds, advance, start)
+    return CriticalPoint(x, norm, steps)
