@@ -9,9 +9,11 @@ import io
 import os
 import re
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import matplotlib as mpl
@@ -129,11 +131,37 @@ def _set_up_jax(dtype: str) -> None:
 
 
 @contextlib.contextmanager
+def _remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """A function that raises KeyboardInterrupt if Ctrl-C has been pressed in the block.
+
+    The exception itself can be lost, where it falls into a callback of JAX's.
+    """
+    pressed = False
+
+    def remember(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
 def _progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
-    with tqdm.tqdm(desc=name, total=1.0, bar_format=layout, disable=quiet) as bar:
+    bar = tqdm.tqdm(desc=name, total=1.0, bar_format=layout, disable=quiet)
+    with bar, _remembered_interrupt() as raise_if_interrupted:
 
         def progress(done: float, total: float, note: str = "") -> None:
+            raise_if_interrupted()
             bar.set_postfix_str(note, refresh=False)
             bar.update(done / total - bar.n)
 

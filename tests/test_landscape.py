@@ -376,7 +376,7 @@ def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
     assert np.sum(eigenvalues > 1e-3) == eigenvalues.size - rotations
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_everything_works_batched_and_keeps_the_dtype(dtype):
     taus = jnp.array([0.5, 2.0], dtype)
 
