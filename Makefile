@@ -22,15 +22,15 @@ help:  ## This list
 setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
 
 fig3: $(READY)  ## Figure 3: found minima against Theorem 1 (30 s)
-fig5: $(READY)  ## Figure 5: normalized against regularized, gradient descent (70 s)
-fig5-start: $(READY)  ## Figures 5, 7, 8 against the scale of the start (3 min)
-fig7: $(READY)  ## Figure 7: the same under conjugate gradients (90 s)
-fig8: $(READY)  ## Figure 8: the same under the trust region (110 s)
+fig5: $(READY)  ## Figure 5: normalized against regularized, gradient descent (40 s)
+fig5-start: $(READY)  ## Figures 5, 7, 8 against the scale of the start (70 s)
+fig7: $(READY)  ## Figure 7: the same under conjugate gradients (45 s)
+fig8: $(READY)  ## Figure 8: the same under the trust region (80 s)
 fig9: $(READY)  ## Figure 9: collapse over temperatures (10 s)
 fig11: $(READY)  ## Figure 11: focal loss, found minima against collapse (30 s)
 fig12: $(READY)  ## Figure 12: label smoothing, and where its minimum leaves collapse (30 s)
 fig13: $(READY)  ## Figure 13: supervised contrastive loss against its minimum (30 s)
-landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (3 min)
+landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (2 min)
 landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways down (20 s)
 landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
@@ -43,11 +43,11 @@ bench: $(READY)  ## Speed against pymanopt, product peak and sizes (5 min)
 $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
-figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (7 min)
+figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (27 min)
 
-test: $(READY)  ## Tests without the slow ones (6 min)
+test: $(READY)  ## Tests without the slow ones (7 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-slow: $(READY)  ## The slow tests

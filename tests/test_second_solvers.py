@@ -196,3 +196,18 @@ class TestCriticalPoints:
 def test_bad_arguments_are_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_trust_region_goes_on_where_values_say_nothing_but_slopes_do():
+    """At tau = 4 the cost feels the angles between classes by 1e-11, and by 1e-15 near the minimum."""
+    problem = ufm.contrastive(ufm.balanced_labels(3, 3), 3, tau=4.0)
+
+    @jax.jit
+    def solve(point):
+        return ufm.minimize(problem, point, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-14)
+
+    for seed in (0, 11, 15):
+        result = solve(problem.random_point(jax.random.key(seed), 16))
+        assert result.status == Status.CONVERGED
+        means = result.point.H.reshape(3, 3, -1).mean(1)
+        assert ufm.metrics.nc2(means) < 1e-4

@@ -18,6 +18,10 @@ _RESOLUTION = 1e3
 """Rounding units above which a change of the cost is known well enough to judge a model by."""
 
 
+_SLOPE_RESOLUTION = 8.0
+"""Rounding units of a step's length above which its slope is known well enough for the same."""
+
+
 class TrustRegionState(NamedTuple):
     iterate: Iterate
     euclidean_gradient: Point
@@ -113,13 +117,14 @@ def trust_region(
 
         unit = rounding_error(problem, iterate)
         resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * unit
+        resolved |= jnp.abs(slope) > _SLOPE_RESOLUTION * unit * manifold.norm(point, model.step)
         promises = (predicted < 0) & jnp.isfinite(rho) & (rho > rho_prime)
 
         kept = (iterate, euclidean_gradient, jnp.array(False))
 
         def propose() -> tuple[Iterate, Point, chex.Array]:
             proposed, its_gradient = _complete(problem, evaluation)
-            # Where values say nothing the gradient must shrink, or rounding errors are followed for ever.
+            # Where neither says much the gradient must shrink, or rounding errors are followed for ever.
             good = resolved | (proposed.gradient_norm < iterate.gradient_norm)
             return jax.lax.cond(good, lambda: (proposed, its_gradient, jnp.array(True)), lambda: kept)
 
