@@ -2,4 +2,4 @@
 
 from experiments import descent
 
-EXPERIMENT = descent.experiment("fig5", "gradient_descent", steps=200, duration="70 s")
+EXPERIMENT = descent.experiment("fig5", "gradient_descent", steps=200, duration="40 s")

@@ -126,7 +126,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="fig5-start",
     title="iterations that the regularized UFM needs, against the scale of its start",
-    duration="about 3 min",
+    duration="about 70 s",
     config=Config,
     check=descent.check,
     run=run,

@@ -2,4 +2,4 @@
 
 from experiments import descent
 
-EXPERIMENT = descent.experiment("fig7", "conjugate_gradient", steps=200, duration="90 s")
+EXPERIMENT = descent.experiment("fig7", "conjugate_gradient", steps=200, duration="45 s")

@@ -2,4 +2,4 @@
 
 from experiments import descent
 
-EXPERIMENT = descent.experiment("fig8", "trust_region", steps=40, duration="110 s")
+EXPERIMENT = descent.experiment("fig8", "trust_region", steps=40, duration="80 s")

@@ -164,7 +164,7 @@ def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
 EXPERIMENT = Experiment(
     name="fig9",
     title="normalized UFM over temperatures: NC1, NC2, NC3 and accuracy by iteration",
-    duration="about 20 s",
+    duration="about 10 s",
     config=Config,
     check=check_ufm,
     run=run,
