@@ -37,7 +37,7 @@ focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (8 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (5 min)
-table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (10 min)
+table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (3 min)
 bench: $(READY)  ## Speed against pymanopt, product peak and sizes (5 min)
 
 $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):

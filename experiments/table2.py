@@ -98,7 +98,7 @@ def _is_the_papers(config: Config, architecture: str) -> bool:
 EXPERIMENT = Experiment(
     name="table2",
     title="normalized against regularized ResNets on the whole set: test accuracy and test NC1",
-    duration="about 10 min at laptop scale",
+    duration="about 3 min at laptop scale",
     config=Config,
     check=check,
     run=run,
