@@ -89,7 +89,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="fig10",
     title="normalized ResNet-18 over temperatures: NC1, NC2, NC3 and accuracy by epoch",
-    duration="about 5 min at laptop scale",
+    duration="about 3 min at laptop scale",
     config=Config,
     check=networks.check,
     run=run,
