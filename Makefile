@@ -34,7 +34,7 @@ landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (2 min)
 landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways down (20 s)
 landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
-fig4: $(READY)  ## Figure 4: networks of several widths on random labels (8 min)
+fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
 table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (3 min)
@@ -45,7 +45,7 @@ $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)
 
-networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (18 min)
+networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
 
 test: $(READY)  ## Tests without the slow ones (7 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -111,7 +111,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="fig4",
     title="normalized ResNet-18 of several widths on random labels: NC1, NC2, NC3 and accuracy",
-    duration="about 8 min at laptop scale",
+    duration="about 5 min at laptop scale",
     config=Config,
     check=networks.check,
     run=run,
