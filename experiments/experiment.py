@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -118,17 +118,26 @@ def first_step(reached: np.ndarray) -> np.ndarray:
     return np.where(reached.any(-1), reached.argmax(-1), np.inf)
 
 
-def check_ufm(config: UfmConfig) -> None:
-    """Raises ValueError where a UFM experiment's sizes make no sense; fields may be tuples to sweep."""
-    lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 1, "trials": 1, "steps": 1, "seed": 0}
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+def check_fields(config: Any, lowest: Mapping[str, float], positive: Sequence[str] = ()) -> None:
+    """Raises ValueError where a field is empty, below its lowest value or not positive, or the seed is bad.
+
+    Fields may be tuples to sweep.
+    """
     for name, low in lowest.items():
-        _check_not_empty(name, fields[name])
-        _checks.at_least(name, fields[name], low)
+        _check_not_empty(name, getattr(config, name))
+        _checks.at_least(name, getattr(config, name), low)
+    _checks.at_least("seed", config.seed, 0)
     _checks.within("seed", config.seed, 0, 2**32 - 1)
-    _check_not_empty("tau", fields["tau"])
-    _checks.positive("tau", fields["tau"])
-    dim, most_classes = fields["dim"], np.max(fields["num_classes"])
+    for name in positive:
+        _check_not_empty(name, getattr(config, name))
+        _checks.positive(name, getattr(config, name))
+
+
+def check_ufm(config: Any) -> None:
+    """Raises ValueError where a UFM experiment's sizes make no sense; fields may be tuples to sweep."""
+    lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 1, "trials": 1, "steps": 1}
+    check_fields(config, lowest, positive=["tau"])
+    dim, most_classes = config.dim, np.max(config.num_classes)
     if dim < most_classes - 1:
         raise ValueError(
             f"dim must be at least num_classes - 1 = {most_classes - 1}, the fewest dimensions "

@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig
-from ufm_jax import _checks
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +29,8 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
-    for name in ("num_classes", "tau", "gamma"):
-        if not getattr(config, name):
-            raise ValueError(f"{name} needs at least one value.")
-    for name, low in {"num_classes": 2, "resolution": 2, "trials": 1, "steps": 1, "seed": 0}.items():
-        _checks.at_least(name, getattr(config, name), low)
-    _checks.within("seed", config.seed, 0, 2**32 - 1)
-    _checks.positive("tau", config.tau)
-    _checks.at_least("gamma", config.gamma, 0)
+    lowest = {"num_classes": 2, "resolution": 2, "trials": 1, "steps": 1, "gamma": 0}
+    check_fields(config, lowest, positive=["tau"])
 
 
 def run(config: Config, progress: Progress) -> Data:

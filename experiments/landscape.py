@@ -14,8 +14,7 @@ from matplotlib.transforms import Bbox
 
 import ufm_jax as ufm
 from experiments import plotting
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig
-from ufm_jax import _checks
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 KINDS = ("rank one", "rank one, reflected", "antipodal", "merged classes", "found from a random start")
 MARKERS = "os^Dv"
@@ -49,18 +48,13 @@ def check(config: Config) -> None:
             f"dtype must be float64, in which gradients reach {CRITICAL:g}, but is {config.dtype}."
         )
     sizes = (config.num_classes, config.samples_per_class, config.dim)
-    for name in ("num_classes", "samples_per_class", "dim", "tau"):
-        if not getattr(config, name):
-            raise ValueError(f"{name} needs at least one value.")
+    lowest = {"num_classes": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
+    check_fields(config, lowest, positive=["tau"])
     if len({len(values) for values in sizes}) > 1:
         raise ValueError(
             "num_classes, samples_per_class and dim need one value for each problem, "
             f"but have {', '.join(str(len(values)) for values in sizes)}."
         )
-    for name, low in {"num_classes": 2, "samples_per_class": 1, "trials": 1, "steps": 1, "seed": 0}.items():
-        _checks.at_least(name, getattr(config, name), low)
-    _checks.within("seed", config.seed, 0, 2**32 - 1)
-    _checks.positive("tau", config.tau)
     for K, _, d in zip(*sizes, strict=True):
         if d <= K:
             raise ValueError(f"Theorem 2 is for dim larger than num_classes, but they are {d} and {K}.")

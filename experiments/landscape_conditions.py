@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig
-from ufm_jax import _checks
+from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 SETTLED = 1e-6
 """Relative gradient norm up to which, and relative negative curvature up to which, a point is a minimum."""
@@ -45,13 +44,8 @@ def check(config: Config) -> None:
             "num_classes and dim need one value for each problem, "
             f"but have {len(config.num_classes)} and {len(config.dim)}."
         )
-    if not config.tau:
-        raise ValueError("tau needs at least one value.")
-    lowest = {"num_classes": 2, "dim": 2, "samples_per_class": 1, "trials": 1, "steps": 1, "seed": 0}
-    for name, low in lowest.items():
-        _checks.at_least(name, getattr(config, name), low)
-    _checks.within("seed", config.seed, 0, 2**32 - 1)
-    _checks.positive("tau", config.tau)
+    lowest = {"num_classes": 2, "dim": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
+    check_fields(config, lowest, positive=["tau"])
 
 
 def run(config: Config, progress: Progress) -> Data:
