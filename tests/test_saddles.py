@@ -113,3 +113,20 @@ def test_random_starts_are_driven_to_critical_points():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (ufm.regularized(ufm.balanced_labels(3, 2), 3), "normalized problems alone"),
+        (ufm.normalized(jnp.array([0, 0, 0, 1, 1, 2]), 3), r"equal size, but sizes are \[3, 2, 1\]"),
+    ],
+)
+def test_saddles_are_refused_where_they_would_not_be_critical(problem, message):
+    for build in (
+        lambda: ufm.saddles.rank_one(problem, jax.random.key(0), 6),
+        lambda: ufm.saddles.merged_classes(problem, jnp.array([0, 0, 1]), 6),
+        lambda: ufm.saddles.antipodal(problem, 6),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()

@@ -102,3 +102,14 @@ def test_collapsed_features_have_no_variability():
     assert found["nc1"] < 1e-13
     assert found["nc2"] < 1e-6
     assert found["nc3"] < 1e-6
+
+
+def test_bad_input_is_one_sentence():
+    frame, labels = ufm.theory.simplex_etf(3, 4), ufm.balanced_labels(3, 2)
+    for arguments, message in [
+        ((frame[0], frame[labels], labels), "W must be a matrix of at least two rows"),
+        ((frame, frame[labels], labels[:3]), r"a row a label, but have shape \(6, 4\) for 3 labels"),
+        ((frame, frame[labels], labels, 0), "batch_size must be finite and at least 1, but is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            streaming.measure(*arguments)

@@ -66,3 +66,18 @@ def pairs_in_every_class(labels: chex.Array) -> None:
                 "the supervised contrastive loss needs at least two samples of every class, "
                 f"but class {classes[np.argmin(counts)]} has one."
             )
+
+
+def equal_sizes(what: str, labels: Any, num_classes: int) -> None:
+    if is_concrete(labels):
+        sizes = np.bincount(np.asarray(labels), minlength=num_classes)
+        if np.any(sizes != sizes[0]):
+            raise ValueError(f"{what} need classes of equal size, but sizes are {sizes.tolist()}.")
+
+
+def row_a_label(features: Any, labels: Any) -> None:
+    if features.ndim != 2 or features.shape[0] != labels.shape[0]:
+        raise ValueError(
+            f"features must be a matrix with a row a label, but have shape {features.shape} "
+            f"for {labels.shape[0]} labels."
+        )

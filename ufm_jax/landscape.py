@@ -18,7 +18,6 @@ from jax.flatten_util import ravel_pytree
 
 from ufm_jax import _checks, losses, theory
 from ufm_jax._products import matmul
-from ufm_jax.manifolds import Oblique
 from ufm_jax.problems import Point, Problem
 
 _BLOCK = 8
@@ -360,12 +359,17 @@ def _squares(rows: chex.Array) -> chex.Array:
 
 def _factors(problem: Problem, point: Point) -> tuple[chex.Array, chex.Array]:
     """W and H of a point of a normalized problem."""
-    W, H = point
-    if W is None or not isinstance(problem.manifold, Oblique):
+    check_normalized(problem)
+    problem.check_point(point)
+    return point
+
+
+def check_normalized(problem: Problem) -> None:
+    """Raises ValueError where `problem` is not one of `ufm_jax.normalized`."""
+    if not problem.is_normalized:
         raise ValueError(
             "this is known for normalized problems alone, those with unit classifiers and unit features."
         )
-    return W, H
 
 
 def _check_cross_entropy(problem: Problem) -> None:
@@ -373,12 +377,7 @@ def _check_cross_entropy(problem: Problem) -> None:
         raise ValueError(
             "Lemma 3 and Proposition 2 are about cross entropy, but the problem has another loss."
         )
-    if _checks.is_concrete(problem.labels):
-        sizes = np.bincount(np.asarray(problem.labels), minlength=problem.num_classes)
-        if np.any(sizes != sizes[0]):
-            raise ValueError(
-                f"Lemma 3 and Proposition 2 need classes of equal size, but sizes are {sizes.tolist()}."
-            )
+    _checks.equal_sizes("Lemma 3 and Proposition 2", problem.labels, problem.num_classes)
 
 
 def _check_conditions(problem: Problem, dim: int, tau_is_free: bool) -> None:

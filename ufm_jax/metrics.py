@@ -115,11 +115,7 @@ def _means_and_differences(
     each class (K, d). Close numbers subtract exactly, so that a nearly collapsed class keeps its digits and
     a collapsed one gives zero.
     """
-    if features.ndim != 2 or features.shape[0] != labels.shape[0]:
-        raise ValueError(
-            f"features must be a matrix with a row a label, but have shape {features.shape} "
-            f"for {labels.shape[0]} labels."
-        )
+    _checks.row_a_label(features, labels)
     _checks.every_class_present(labels, num_classes)
     features = _widen(features)
     counts = _counts(labels, num_classes).astype(features.dtype)[:, None]

@@ -93,6 +93,25 @@ class Problem:
             key, Point(W, jax.ShapeDtypeStruct((len(self.labels), dim), dtype))
         )
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether classifier rows and features are both unit vectors."""
+        return self.has_classifier and isinstance(self.manifold, Oblique)
+
+    def check_point(self, point: Point) -> None:
+        """Raises ValueError where the shapes or dtypes of `point` do not fit the problem."""
+        W, H = point
+        fits = (W is not None) == self.has_classifier and H.ndim == 2 and len(H) == len(self.labels)
+        if fits and W is not None:
+            fits = W.shape == (self.num_classes, H.shape[1]) and W.dtype == H.dtype
+        if not fits or not jnp.issubdtype(H.dtype, jnp.floating):
+            wanted = f"({self.num_classes}, d)" if self.has_classifier else "None"
+            found = None if W is None else f"{W.shape} {W.dtype}"
+            raise ValueError(
+                f"the point must be floating, with W {wanted} and H ({len(self.labels)}, d) of one dtype, "
+                f"but has W {found} and H {H.shape} {H.dtype}."
+            )
+
     def scores(self, point: Point) -> chex.Array:
         """`tau H W^T` (N, K); without a classifier `tau^2 H H^T` (N, N)."""
         return self._scale(point) * matmul(point.H, self._against(point).T)

@@ -14,6 +14,7 @@ import optax
 
 from ufm_jax import _checks, theory
 from ufm_jax._products import matmul
+from ufm_jax.landscape import check_normalized
 from ufm_jax.manifolds import normalize
 from ufm_jax.problems import Point, Problem, normalized
 from ufm_jax.solvers import minimize, trust_region
@@ -58,8 +59,9 @@ def rank_one(
         `Point(W=(K, d), H=(N, d))`.
 
     Raises:
-        ValueError: d < 1.
+        ValueError: d < 1, the problem is not a normalized one, or its classes have unequal sizes.
     """
+    _check(problem)
     _checks.at_least("dim", dim, 1)
     K, N = problem.num_classes, len(problem.labels)
     dtype = jax.dtypes.canonicalize_dtype(dtype or float)
@@ -95,8 +97,10 @@ def merged_classes(
         `Point(W=(K, d), H=(N, d))`.
 
     Raises:
-        ValueError: `groups` is not as described (values are checked outside `jit`), or d < K - 1.
+        ValueError: `groups` is not as described (values are checked outside `jit`), d < K - 1, the problem
+            is not a normalized one, or its classes have unequal sizes.
     """
+    _check(problem)
     K = problem.num_classes
     groups = jnp.asarray(groups)
     if groups.shape != (K,) or not jnp.issubdtype(groups.dtype, jnp.integer):
@@ -134,10 +138,16 @@ def antipodal(problem: Problem, dim: int, dtype: chex.ArrayDType | None = None) 
         `Point(W=(K, d), H=(N, d))`.
 
     Raises:
-        ValueError: d < K - 1.
+        ValueError: d < K - 1, the problem is not a normalized one, or its classes have unequal sizes.
     """
+    _check(problem)
     W = theory.simplex_etf(problem.num_classes, dim, jax.dtypes.canonicalize_dtype(dtype or float))
     return Point(W, -W[problem.labels])
+
+
+def _check(problem: Problem) -> None:
+    check_normalized(problem)
+    _checks.equal_sizes("these saddles", problem.labels, problem.num_classes)
 
 
 def partitions(num_classes: int) -> Iterator[tuple[int, ...]]:

@@ -25,7 +25,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ufm_jax import metrics
+from ufm_jax import _checks, metrics
 from ufm_jax._products import matmul
 
 
@@ -138,8 +138,14 @@ def measure(
 
     Returns:
         Scalars "nc1", "nc2" and "nc3".
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, features are not one with a row a label, or
+            `batch_size` is less than 1.
     """
-    num_classes, dim = W.shape
+    _checks.at_least("batch_size", batch_size, 1)
+    _checks.row_a_label(features, labels)
+    num_classes, dim = metrics._matrix("W", W).shape
     full = len(labels) // batch_size * batch_size
 
     def fold(step, start):

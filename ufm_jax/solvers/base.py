@@ -120,7 +120,7 @@ def minimize(
     """
     _checks.at_least("max_steps", max_steps, 0)
     _checks.at_least("tolerance", tolerance, 0)
-    _check_shapes(problem, point)
+    problem.check_point(point)
 
     def proceeds(steps: chex.Array, state: State) -> chex.Array:
         # Written so that a gradient norm of NaN goes on to the solver, which then stalls.
@@ -157,17 +157,3 @@ def minimize(
         jnp.where(state.stalled, Status.STALLED, Status.OUT_OF_STEPS),
     ).astype(jnp.int32)
     return Result(iterate.point, iterate.value, iterate.gradient_norm, steps, status, history)
-
-
-def _check_shapes(problem: Problem, point: Point) -> None:
-    W, H = point
-    fits = (W is not None) == problem.has_classifier and H.ndim == 2 and len(H) == len(problem.labels)
-    if fits and W is not None:
-        fits = W.shape == (problem.num_classes, H.shape[1]) and W.dtype == H.dtype
-    if not fits or not jnp.issubdtype(H.dtype, jnp.floating):
-        wanted = f"({problem.num_classes}, d)" if problem.has_classifier else "None"
-        found = None if W is None else f"{W.shape} {W.dtype}"
-        raise ValueError(
-            f"the point must be floating, with W {wanted} and H ({len(problem.labels)}, d) of one dtype, "
-            f"but has W {found} and H {H.shape} {H.dtype}."
-        )
