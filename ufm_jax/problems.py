@@ -7,6 +7,11 @@ Every problem here has one shape: an expensive bilinear part, the scores of the 
 The split shows where the time goes: a gradient needs three N x K x d products, one for the scores and two
 to carry the loss's slopes back. An `Evaluation` is the first third, made once a point and kept. A `Problem`
 is a pytree (labels, tau and the decays are leaves), so it passes through `jit` and `vmap` like any array.
+
+The scores of all samples are N x K numbers, K/d times as many as the features. Where they would not fit, a
+`block_size` has them made for so many samples at a time, and forgotten: some samples with all of W are a
+problem of the same kind, and the cost, its gradient and its Hessian are sums over such parts. A gradient then
+makes its scores again, a fourth product, and a Hessian a seventh.
 """
 
 import dataclasses
@@ -41,12 +46,12 @@ class Evaluation(NamedTuple):
         point: where.
         value: the cost, a scalar.
         G: the gradient of the mean loss in the scores, (N, K), or (N, N) without a classifier. It shares
-            its exponentials with the loss, so it is made with it.
+            its exponentials with the loss, so it is made with it. None where scores are made in blocks.
     """
 
     point: Point
     value: chex.Array
-    G: chex.Array
+    G: chex.Array | None
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +70,10 @@ class Problem:
     loss: Loss = dataclasses.field(metadata={"static": True})
     manifold: Manifold = dataclasses.field(metadata={"static": True})
     has_classifier: bool = dataclasses.field(metadata={"static": True})
+    block_size: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Samples (of each shard) whose scores exist at one time; all of them if None."""
+    shards: int = dataclasses.field(default=1, metadata={"static": True})
+    """Equal runs of samples that go through their blocks side by side: one a device (`ufm_jax.sharding`)."""
 
     def random_point(self, key: chex.PRNGKey, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
         """A random start: uniform on the spheres, or standard normal entries where there are none.
@@ -125,19 +134,33 @@ class Problem:
 
     def cost(self, point: Point) -> chex.Array:
         """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
-        return self._mean_loss(self.scores(point)) + self._decays(point)
+        if self.block_size is None:
+            mean_loss = self._mean_loss(self.scores(point))
+        else:
+            zero = jnp.zeros((), point.H.dtype)
+            mean_loss, _ = self._over_blocks(lambda part, x: (part.cost(x), None), zero, point)
+        return mean_loss + self._decays(point)
 
     def evaluate(self, point: Point) -> Evaluation:
         """The forward pass at `point`: one product."""
+        if self.block_size is not None:
+            return Evaluation(point, self.cost(point), None)
         mean_loss, G = jax.value_and_grad(self._mean_loss)(self.scores(point))
         return Evaluation(point, mean_loss + self._decays(point), G)
 
     def euclidean_gradient(self, evaluation: Evaluation) -> Point:
-        """The gradient of `cost` in the ambient space, given the forward pass: two products.
+        """The gradient of `cost` in the ambient space, given the forward pass: two products, three in blocks.
 
         It is `tau G^T H` for W and `tau G W` for H (equation (15)).
         """
-        return self._pull_back(evaluation.point, evaluation.G)
+        point, _, G = evaluation
+        if G is not None:
+            return self._pull_back(point, G)
+
+        def of_block(part: Problem, x: Point) -> Point:
+            return part.euclidean_gradient(part.evaluate(x))
+
+        return self._with_decays(self._over_blocks(of_block, jnp.zeros_like(point.W), point), point)
 
     def gradient(self, evaluation: Evaluation) -> Point:
         """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
@@ -146,30 +169,97 @@ class Problem:
     def hessian(self, point: Point) -> Callable[[Point], Point]:
         """The Riemannian Hessian at `point`, a linear map of tangent vectors (equation (8)): six products.
 
-        Exact; what depends on the point alone is computed once.
+        Exact; what depends on the point alone is computed once. In blocks it makes seven products.
         """
         evaluation = self.evaluate(point)
         return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
 
     def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Point) -> Callable[[Point], Point]:
         """`hessian`, given the forward pass and the gradient in the ambient space."""
+        point, euclidean_hessian = evaluation.point, self._euclidean_hessian(evaluation)
+
+        def apply(tangent: Point) -> Point:
+            return self.manifold.riemannian_hessian(
+                point, euclidean_gradient, euclidean_hessian(tangent), tangent
+            )
+
+        return apply
+
+    def _euclidean_hessian(self, evaluation: Evaluation) -> Callable[[Point], Point]:
+        """The Hessian of `cost` in the ambient space, a linear map."""
         point, _, G = evaluation
+        if G is None:
+
+            def of_block(part: Problem, x: Point, tangent: Point) -> Point:
+                return part._euclidean_hessian(part.evaluate(x))(tangent)
+
+            def apply_in_blocks(tangent: Point) -> Point:
+                zero = jnp.zeros_like(point.W)
+                return self._with_decays(self._over_blocks(of_block, zero, point, tangent), tangent)
+
+            return apply_in_blocks
+
         _, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
 
         def apply(tangent: Point) -> Point:
             _, scores_change = jax.jvp(self.scores, (point,), (tangent,))
             changes = (tangent, curvature(scores_change))
-            _, euclidean_hessian = jax.jvp(self._pull_back, (point, G), changes)
-            return self.manifold.riemannian_hessian(point, euclidean_gradient, euclidean_hessian, tangent)
+            return jax.jvp(self._pull_back, (point, G), changes)[1]
 
         return apply
+
+    def _over_blocks(
+        self,
+        of_block: Callable[..., tuple[chex.ArrayTree, chex.ArrayTree]],
+        zero: chex.ArrayTree,
+        *points: Point,
+    ) -> Point:
+        """What `of_block(part, *points of its samples)` says of a mean loss, for the mean over all samples.
+
+        `part` is the problem of one block, without blocks and decays. The first of the two things returned
+        is summed, from `zero`; the second has a row a sample. A gradient is such a pair, (W, H).
+        """
+        classifiers = [point.W for point in points]
+
+        def add_block(total, samples):
+            labels, *features = samples
+            part = dataclasses.replace(self, labels=labels, decay=None, block_size=None)
+            found = of_block(part, *map(Point, classifiers, features))
+            summed, rows = jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
+            return jax.tree.map(jnp.add, total, summed), rows
+
+        # Without it, a derivative in reverse mode would keep the scores of all blocks.
+        add_block = jax.checkpoint(add_block, prevent_cse=False)
+
+        def over_shard(samples):
+            count = len(samples[0])
+            size = min(self.block_size, count)
+            full = count // size * size
+            blocks = jax.tree.map(lambda x: x[:full].reshape(-1, size, *x.shape[1:]), samples)
+            total, rows = jax.lax.scan(add_block, zero, blocks)
+            rows = jax.tree.map(lambda x: x.reshape(full, *x.shape[2:]), rows)
+            if full < count:
+                total, last = add_block(total, jax.tree.map(lambda x: x[full:], samples))
+                rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, last)
+            return total, rows
+
+        samples = [self.labels, *(point.H for point in points)]
+        by_shard = jax.tree.map(lambda x: x.reshape(self.shards, -1, *x.shape[1:]), samples)
+        totals, rows = jax.vmap(over_shard)(by_shard)
+        return Point(
+            jax.tree.map(lambda x: jnp.sum(x, 0), totals),
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),
+        )
 
     def _pull_back(self, point: Point, G: chex.Array) -> Point:
         """The gradient in W and H of `<G, scores>`, G held fixed, plus that of the decays."""
         G = self._scale(point) * G
         if point.W is None:
             return Point(None, matmul(G + G.T, point.H))
-        gradient = Point(transposed_matmul(G, point.H), matmul(G, point.W))
+        return self._with_decays(Point(transposed_matmul(G, point.H), matmul(G, point.W)), point)
+
+    def _with_decays(self, gradient: Point, point: Point) -> Point:
+        """Adds the gradient of the decays at `point`."""
         if self.decay is None:
             return gradient
         return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
@@ -214,7 +304,12 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
 
 
 def normalized(
-    labels: chex.Array, num_classes: int, loss: Loss = losses.cross_entropy, tau: chex.Numeric = 1.0
+    labels: chex.Array,
+    num_classes: int,
+    loss: Loss = losses.cross_entropy,
+    tau: chex.Numeric = 1.0,
+    *,
+    block_size: int | None = None,
 ) -> Problem:
     """The normalized UFM, problem (4): unit classifier rows and unit features, logits `tau <w_k, h_i>`.
 
@@ -224,15 +319,17 @@ def normalized(
         num_classes: K, at least 2.
         loss: per-sample loss of logits (N, K) and labels (N,), for example of `ufm_jax.losses`.
         tau: temperature, positive; a scalar, which may be traced.
+        block_size: samples whose logits exist at one time, at least 1; all of them if None.
 
     Returns:
         The problem, on the oblique manifold.
 
     Raises:
-        ValueError: K < 2, a label out of range, or tau not positive (checked outside `jit`).
+        ValueError: K < 2, a label out of range, tau not positive (checked outside `jit`), or
+            `block_size` < 1.
     """
     _checks.positive("tau", tau)
-    return _problem(labels, num_classes, loss, Oblique(), tau=tau)
+    return _problem(labels, num_classes, loss, Oblique(), tau=tau, block_size=block_size)
 
 
 def regularized(
@@ -241,6 +338,8 @@ def regularized(
     loss: Loss = losses.cross_entropy,
     weight_decay: chex.Numeric = 1e-4,
     feature_decay: chex.Numeric = 1e-4,
+    *,
+    block_size: int | None = None,
 ) -> Problem:
     """The regularized UFM: free W and H, `mean loss(H W^T) + weight_decay/2 |W|^2 + feature_decay/2 |H|^2`.
 
@@ -250,19 +349,22 @@ def regularized(
         loss: per-sample loss of logits (N, K) and labels (N,).
         weight_decay: lambda_W, at least 0.
         feature_decay: lambda_H, at least 0.
+        block_size: samples whose logits exist at one time, at least 1; all of them if None.
 
     Returns:
         The problem, on Euclidean space, without bias.
 
     Raises:
-        ValueError: K < 2, a label out of range, or a negative decay (checked outside `jit`).
+        ValueError: K < 2, a label out of range, a negative decay (checked outside `jit`), or
+            `block_size` < 1.
 
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
     NeurIPS 2021.
     """
     _checks.at_least("weight_decay", weight_decay, 0)
     _checks.at_least("feature_decay", feature_decay, 0)
-    return _problem(labels, num_classes, loss, Euclidean(), decay=Point(weight_decay, feature_decay))
+    decay = Point(weight_decay, feature_decay)
+    return _problem(labels, num_classes, loss, Euclidean(), decay=decay, block_size=block_size)
 
 
 def contrastive(labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0) -> Problem:
@@ -296,7 +398,10 @@ def _problem(
     tau: chex.Numeric = 1.0,
     decay: Point | None = None,
     has_classifier: bool = True,
+    block_size: int | None = None,
 ) -> Problem:
     labels = jnp.asarray(labels)
     _checks.labels_in_range(labels, num_classes)
-    return Problem(labels, tau, decay, num_classes, loss, manifold, has_classifier)
+    if block_size is not None:
+        _checks.at_least("block_size", block_size, 1)
+    return Problem(labels, tau, decay, num_classes, loss, manifold, has_classifier, block_size)
