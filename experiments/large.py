@@ -1,0 +1,196 @@
+"""One problem at the size of ImageNet's labels: samples over all devices, logits in blocks.
+
+With fewer dimensions than classes less one, as here by default, no simplex ETF fits. Theorem 1's minimum is then
+a bound that is not reached, and a W of rank d stays `least_nc2` away from the simplex.
+"""
+
+import dataclasses
+import functools
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from matplotlib.figure import Figure
+
+import ufm_jax as ufm
+from experiments import roofline
+from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
+from experiments.experiment import Config as BaseConfig
+from ufm_jax import streaming
+
+GIB = 2**30
+PEAK_SIZE = 1500
+_MEASURES = ("loss", "gradient_norm", "accuracy", "nc1", "nc2", "nc3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(BaseConfig):
+    """A size at which scores, their slopes and exponentials would need more memory than all else."""
+
+    scale: Literal["paper"] = "paper"
+    """Size of the run."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating type of the computation."""
+    num_classes: int = 1000
+    """Classes, K."""
+    samples_per_class: int = 100
+    """Samples of each class, n."""
+    dim: int = 512
+    """Dimension of features and classifiers, d."""
+    tau: float = 1.0
+    """Temperature."""
+    solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "gradient_descent"
+    """Solver."""
+    steps: int = 20
+    """Iterations."""
+    block_size: int = 1000
+    """Samples on each device whose logits exist at one time."""
+    memory: float = 4.0
+    """GiB that the whole process is claimed to stay below."""
+    rounds: int = 3
+    """Timings of a gradient and of a product at the machine's peak, at the end."""
+
+
+def check(config: Config) -> None:
+    counts = ("samples_per_class", "dim", "steps", "block_size", "rounds")
+    check_fields(config, {"num_classes": 2} | dict.fromkeys(counts, 1), positive=["tau", "memory"])
+    ufm.sharding.shard_problem(problem_of(config), mesh())
+
+
+def problem_of(config: Config, block_size: int | None = None) -> ufm.Problem:
+    labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
+    return ufm.normalized(labels, config.num_classes, tau=config.tau, block_size=block_size)
+
+
+def mesh() -> Mesh:
+    """All devices in one row."""
+    return Mesh(np.array(jax.devices()), ("samples",))
+
+
+def run(config: Config, progress: Progress) -> Data:
+    devices = mesh()
+    problem = ufm.sharding.shard_problem(problem_of(config, config.block_size), devices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of too few dimensions: the claims speak of them.
+        key = jax.random.key(config.seed)
+        start = ufm.sharding.random_point(problem, devices, key, config.dim, config.dtype)
+    solver: ufm.solvers.Solver = getattr(ufm.solvers, config.solver)()
+    state = jax.jit(solver.init)(problem, start)
+    del start
+    # What the old state held is free for the new one.
+    step = jax.jit(solver.step, donate_argnums=1).lower(problem, state).compile()
+    measures = jax.jit(measure)
+
+    rows, seconds = [measures(problem, state.iterate)], []
+    for index in range(config.steps):
+        progress(index, config.steps + 1, f"loss {float(rows[-1]['loss']):.6f}")
+        began = time.perf_counter()
+        state = jax.block_until_ready(step(problem, state))
+        seconds.append(time.perf_counter() - began)
+        rows.append(jax.block_until_ready(measures(problem, state.iterate)))
+    progress(config.steps, config.steps + 1, "timing")
+    history = {name: np.array([row[name] for row in rows]) for name in _MEASURES}
+    return {
+        "step": np.arange(config.steps + 1),
+        **history,
+        "minimum": np.array(ufm.theory.cross_entropy_minimum(config.num_classes, config.tau)),
+        "step_seconds": np.array(seconds),
+        **_rates(config, problem, state.iterate.point),
+        "devices": np.array(devices.size),
+        "step_bytes": np.array(_bytes(step)),
+        "whole_step_bytes": np.array(_bytes(_step_with_all_logits(config, solver, devices))),
+        "process_bytes": np.array(peak_memory()),
+    }
+
+
+def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
+    """The metrics of a point whose features are spread over devices, without an N x K matrix."""
+    W, H = iterate.point
+    labels, k = problem.labels, problem.num_classes
+    sums = streaming.ClassSums(
+        jax.ops.segment_sum(jnp.ones_like(H[:, 0]), labels, k), jax.ops.segment_sum(H, labels, k)
+    )
+    centres = streaming.centres_of(sums)
+
+    def is_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return (jnp.argmax(logits, -1) != labels).astype(logits.dtype)
+
+    return {
+        "loss": iterate.value,
+        "gradient_norm": iterate.gradient_norm,
+        "accuracy": 1 - dataclasses.replace(problem, loss=is_wrong).cost(iterate.point),
+        "nc1": streaming.nc1(centres, streaming.whitened_scatter(centres, H, labels)),
+        "nc2": ufm.metrics.nc2(W),
+        "nc3": streaming.nc3(W, centres),
+    }
+
+
+def _rates(config: Config, problem: ufm.Problem, point: ufm.Point) -> Data:
+    """Products a second in a gradient, whose count is known, beside those of a large square matrix."""
+    square = jax.random.normal(jax.random.key(0), (PEAK_SIZE, PEAK_SIZE), config.dtype)
+    product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
+    gradient = jax.jit(lambda problem, point: problem.gradient(problem.evaluate(point)))
+    programs: dict[str, Callable[[], Any]] = {
+        "gradient": lambda: gradient(problem, point),
+        # On one device: the peak of all is this times their number, but on CPUs, whose cores it uses all.
+        "peak": lambda: [product(square, square) for _ in range(10)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for index in range(config.rounds + 1):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            if index > 0:  # The first round compiles.
+                seconds[name].append(time.perf_counter() - began)
+    samples = config.num_classes * config.samples_per_class
+    flops = roofline.GRADIENT_PRODUCTS * roofline.product_flops(config.num_classes, samples, config.dim)
+    at_once = 1 if jax.default_backend() == "cpu" else jax.device_count()
+    return {
+        "gradient_seconds": np.array(seconds["gradient"]),
+        "gradient_flops": flops / np.array(seconds["gradient"]),
+        "peak_flops": at_once * 10 * 2 * PEAK_SIZE**3 / np.array(seconds["peak"]),
+    }
+
+
+def _bytes(compiled: Any) -> int:
+    """What a program holds on one device while it runs, as the compiler states it; 0 where it does not."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0
+    ends = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return ends + found.temp_size_in_bytes
+
+
+def _step_with_all_logits(config: Config, solver: ufm.solvers.Solver, devices: Mesh) -> Any:
+    """The same step with the logits of all samples at once: compiled, never run."""
+    problem = ufm.sharding.shard_problem(problem_of(config), devices)
+    samples = config.num_classes * config.samples_per_class
+    where = ufm.sharding.placement(problem, devices)
+    shapes = ufm.Point(
+        jax.ShapeDtypeStruct((config.num_classes, config.dim), config.dtype, sharding=where.W),
+        jax.ShapeDtypeStruct((samples, config.dim), config.dtype, sharding=where.H),
+    )
+    state = jax.jit(solver.init).lower(problem, shapes).compile()
+    out = jax.eval_shape(solver.init, problem, shapes)
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), out, state.output_shardings
+    )
+    return jax.jit(solver.step, donate_argnums=1).lower(problem, placed).compile()
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def least_nc2(num_classes: int, dim: int) -> float:
+    """The least distance of a W of rank d from the simplex: `W W^T` then meets it on d of K - 1 directions."""
+    return float(np.sqrt(2 - 2 * np.sqrt(min(dim / (num_classes - 1), 1))))
