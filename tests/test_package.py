@@ -18,6 +18,7 @@ MODULES = [
     ufm.manifolds,
     ufm.metrics,
     ufm.saddles,
+    ufm.sharding,
     ufm.solvers,
     ufm.streaming,
     ufm.theory,

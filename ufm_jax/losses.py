@@ -89,19 +89,23 @@ def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float)
     return jnp.mean(contrastive_of_similarities(tau**2 * matmul(features, features.T), labels))
 
 
-def contrastive_of_similarities(similarities: chex.Array, labels: chex.Array) -> chex.Array:
-    """The terms of equation (40), one an anchor, from the N x N similarities `tau^2 H H^T`.
+def contrastive_of_similarities(
+    similarities: chex.Array, labels: chex.Array, anchors: chex.Array | None = None
+) -> chex.Array:
+    """The terms of equation (40), one an anchor, from the similarities `tau^2 H H^T`.
 
     Args:
-        similarities: (N, N), its diagonal is ignored.
-        labels: classes, integers (N,).
+        similarities: rows of the anchors (A, N); those of a sample with itself are ignored.
+        labels: classes of all samples, integers (N,).
+        anchors: which samples the rows belong to, integers (A,); all in their order if None.
 
     Returns:
         For each anchor i the mean over the others j of its class of
-        `log sum_{l != i} exp(s_il) - s_ij`, (N,).
+        `log sum_{l != i} exp(s_il) - s_ij`, (A,).
     """
-    others = ~jnp.eye(len(labels), dtype=bool)
-    positives = others & (labels[:, None] == labels[None, :])
+    anchors = jnp.arange(len(labels)) if anchors is None else anchors
+    others = anchors[:, None] != jnp.arange(len(labels))
+    positives = others & (labels[anchors][:, None] == labels)
     log_partition = jax.nn.logsumexp(similarities, axis=-1, where=others)
     positive_mean = jnp.sum(jnp.where(positives, similarities, 0), -1) / jnp.sum(positives, -1)
     return log_partition - positive_mean

@@ -10,8 +10,8 @@ is a pytree (labels, tau and the decays are leaves), so it passes through `jit` 
 
 The scores of all samples are N x K numbers, K/d times as many as the features. Where they would not fit, a
 `block_size` has them made for so many samples at a time, and forgotten: some samples with all of W are a
-problem of the same kind, and the cost, its gradient and its Hessian are sums over such parts. A gradient then
-makes its scores again, a fourth product, and a Hessian a seventh.
+problem of the same kind, and the cost, its gradient and its Hessian are sums over such parts. A gradient
+then makes its scores again, a fourth product, and a Hessian a seventh.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks, losses
+from ufm_jax._blocks import over_blocks
 from ufm_jax._products import matmul, transposed_matmul
 from ufm_jax.manifolds import Euclidean, Manifold, Oblique
 
@@ -73,7 +74,7 @@ class Problem:
     block_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Samples (of each shard) whose scores exist at one time; all of them if None."""
     shards: int = dataclasses.field(default=1, metadata={"static": True})
-    """Equal runs of samples that go through their blocks side by side: one a device (`ufm_jax.sharding`)."""
+    """Equal runs of samples that go through their blocks side by side, one a device: `ufm_jax.sharding`."""
 
     def random_point(self, key: chex.PRNGKey, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
         """A random start: uniform on the spheres, or standard normal entries where there are none.
@@ -149,9 +150,9 @@ class Problem:
         return Evaluation(point, mean_loss + self._decays(point), G)
 
     def euclidean_gradient(self, evaluation: Evaluation) -> Point:
-        """The gradient of `cost` in the ambient space, given the forward pass: two products, three in blocks.
+        """The gradient of `cost` in the ambient space, given the forward pass: two products.
 
-        It is `tau G^T H` for W and `tau G W` for H (equation (15)).
+        It is `tau G^T H` for W and `tau G W` for H (equation (15)). In blocks it makes three products.
         """
         point, _, G = evaluation
         if G is not None:
@@ -160,7 +161,7 @@ class Problem:
         def of_block(part: Problem, x: Point) -> Point:
             return part.euclidean_gradient(part.evaluate(x))
 
-        return self._with_decays(self._over_blocks(of_block, jnp.zeros_like(point.W), point), point)
+        return self._with_decays(self._vector_over_blocks(of_block, point), point)
 
     def gradient(self, evaluation: Evaluation) -> Point:
         """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
@@ -193,11 +194,9 @@ class Problem:
             def of_block(part: Problem, x: Point, tangent: Point) -> Point:
                 return part._euclidean_hessian(part.evaluate(x))(tangent)
 
-            def apply_in_blocks(tangent: Point) -> Point:
-                zero = jnp.zeros_like(point.W)
-                return self._with_decays(self._over_blocks(of_block, zero, point, tangent), tangent)
-
-            return apply_in_blocks
+            return lambda tangent: self._with_decays(
+                self._vector_over_blocks(of_block, point, tangent), tangent
+            )
 
         _, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
 
@@ -208,47 +207,41 @@ class Problem:
 
         return apply
 
+    def _vector_over_blocks(self, of_block: Callable[..., Point], *points: Point) -> Point:
+        """`_over_blocks` of a gradient or a Hessian applied: W's part is summed, H's has a row a sample."""
+        W, H = self._over_blocks(of_block, jnp.zeros_like(self._against(points[0])), *points)
+        return Point(W, H) if self.has_classifier else Point(None, W + H)
+
     def _over_blocks(
-        self,
-        of_block: Callable[..., tuple[chex.ArrayTree, chex.ArrayTree]],
-        zero: chex.ArrayTree,
-        *points: Point,
-    ) -> Point:
+        self, of_block: Callable[..., tuple], zero: chex.ArrayTree, *points: Point
+    ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
         """What `of_block(part, *points of its samples)` says of a mean loss, for the mean over all samples.
 
         `part` is the problem of one block, without blocks and decays. The first of the two things returned
-        is summed, from `zero`; the second has a row a sample. A gradient is such a pair, (W, H).
+        is summed, from `zero`; the second has a row a sample.
         """
-        classifiers = [point.W for point in points]
+        if not self.has_classifier:
+            # All features are the rows of a classifier for the anchors of a block.
+            tied = self._anchors_against_all()
+            return tied._over_blocks(of_block, zero, *(Point(W=x.H, H=x.H) for x in points))
 
-        def add_block(total, samples):
+        def of_samples(samples):
             labels, *features = samples
             part = dataclasses.replace(self, labels=labels, decay=None, block_size=None)
-            found = of_block(part, *map(Point, classifiers, features))
-            summed, rows = jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
-            return jax.tree.map(jnp.add, total, summed), rows
+            found = of_block(part, *(Point(x.W, H) for x, H in zip(points, features, strict=True)))
+            return jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
 
-        # Without it, a derivative in reverse mode would keep the scores of all blocks.
-        add_block = jax.checkpoint(add_block, prevent_cse=False)
+        samples = (self.labels, *(point.H for point in points))
+        return over_blocks(of_samples, zero, samples, self.block_size, self.shards)
 
-        def over_shard(samples):
-            count = len(samples[0])
-            size = min(self.block_size, count)
-            full = count // size * size
-            blocks = jax.tree.map(lambda x: x[:full].reshape(-1, size, *x.shape[1:]), samples)
-            total, rows = jax.lax.scan(add_block, zero, blocks)
-            rows = jax.tree.map(lambda x: x.reshape(full, *x.shape[2:]), rows)
-            if full < count:
-                total, last = add_block(total, jax.tree.map(lambda x: x[full:], samples))
-                rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), rows, last)
-            return total, rows
-
-        samples = [self.labels, *(point.H for point in points)]
-        by_shard = jax.tree.map(lambda x: x.reshape(self.shards, -1, *x.shape[1:]), samples)
-        totals, rows = jax.vmap(over_shard)(by_shard)
-        return Point(
-            jax.tree.map(lambda x: jnp.sum(x, 0), totals),
-            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows),
+    def _anchors_against_all(self) -> "Problem":
+        """A contrastive problem as one of N classes, whose labels are the anchors' numbers."""
+        return dataclasses.replace(
+            self,
+            labels=jnp.arange(len(self.labels)),
+            tau=self.tau**2,
+            loss=lambda scores, anchors: losses.contrastive_of_similarities(scores, self.labels, anchors),
+            has_classifier=True,
         )
 
     def _pull_back(self, point: Point, G: chex.Array) -> Point:
@@ -367,25 +360,34 @@ def regularized(
     return _problem(labels, num_classes, loss, Euclidean(), decay=decay, block_size=block_size)
 
 
-def contrastive(labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0) -> Problem:
+def contrastive(
+    labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0, *, block_size: int | None = None
+) -> Problem:
     """The supervised contrastive problem, equation (40): unit features and no classifier.
 
     Args:
         labels: classes in 0..K-1, integers (N,), at least two samples of each class that occurs.
         num_classes: K, at least 2.
         tau: temperature, positive; the similarities are `tau^2 <h_i, h_j>`.
+        block_size: samples whose similarities to all others exist at one time, at least 1; all if None.
 
     Returns:
         The problem, on the oblique manifold; its points have `W=None`.
 
     Raises:
-        ValueError: K < 2, a label out of range, a class of one sample, or tau not positive (checked
-            outside `jit`).
+        ValueError: K < 2, a label out of range, a class of one sample, tau not positive (checked outside
+            `jit`), or `block_size` < 1.
     """
     _checks.positive("tau", tau)
     _checks.pairs_in_every_class(labels)
     return _problem(
-        labels, num_classes, losses.contrastive_of_similarities, Oblique(), tau=tau, has_classifier=False
+        labels,
+        num_classes,
+        losses.contrastive_of_similarities,
+        Oblique(),
+        tau=tau,
+        has_classifier=False,
+        block_size=block_size,
     )
 
 

@@ -89,7 +89,8 @@ def random_point(
 def _check_divides(problem: Problem, mesh: Mesh) -> None:
     count, devices = len(problem.labels), mesh.size
     if count % devices:
+        fewer = max(d for d in range(1, devices) if count % d == 0)
         raise ValueError(
-            f"{count} samples do not divide by {devices} devices: the most devices up to there that they "
-            f"divide by are {max(d for d in range(1, devices) if count % d == 0)}."
+            f"{count} samples do not divide by {devices} devices: use {fewer}, the most below that they "
+            f"divide by, or other samples."
         )
