@@ -92,7 +92,7 @@ def run(config: Config, progress: Progress) -> Data:
     state = jax.jit(solver.init)(problem, start)
     del start
     # What the old state held is free for the new one.
-    step = jax.jit(solver.step, donate_argnums=1).lower(problem, state).compile()
+    step = jax.jit(solver.step, donate_argnums=1)
     measures = jax.jit(measure)
 
     rows, seconds = [measures(problem, state.iterate)], []
@@ -112,8 +112,8 @@ def run(config: Config, progress: Progress) -> Data:
         **_rates(config, problem, state.iterate.point),
         "devices": np.array(devices.size),
         "samples_a_device": np.array(len(problem.labels) // devices.size),
-        "step_bytes": np.array(_bytes(step)),
-        "whole_step_bytes": np.array(_bytes(_step_with_all_logits(config, solver, devices))),
+        "step_bytes": np.array(_step_bytes(config, config.block_size)),
+        "whole_step_bytes": np.array(_step_bytes(config, None)),  # Compiled and never run.
         "process_bytes": np.array(peak_memory()),
     }
 
@@ -167,30 +167,24 @@ def _rates(config: Config, problem: ufm.Problem, point: ufm.Point) -> Data:
     }
 
 
-def _bytes(compiled: Any) -> int:
-    """What a program holds on one device while it runs, as the compiler states it; 0 where it does not."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return 0
-    ends = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return ends + found.temp_size_in_bytes
-
-
-def _step_with_all_logits(config: Config, solver: ufm.solvers.Solver, devices: Mesh) -> Any:
-    """The same step with the logits of all samples at once: compiled, never run."""
-    problem = ufm.sharding.shard_problem(problem_of(config), devices)
-    samples = config.num_classes * config.samples_per_class
+def _step_bytes(config: Config, block_size: int | None) -> int:
+    """What a first step holds on one device, as its compiled program states it; 0 where it does not."""
+    devices = mesh()
+    problem = ufm.sharding.shard_problem(problem_of(config, block_size), devices)
+    solver: ufm.solvers.Solver = getattr(ufm.solvers, config.solver)()
     where = ufm.sharding.placement(problem, devices)
-    shapes = ufm.Point(
+    start = ufm.Point(
         jax.ShapeDtypeStruct((config.num_classes, config.dim), config.dtype, sharding=where.W),
-        jax.ShapeDtypeStruct((samples, config.dim), config.dtype, sharding=where.H),
+        jax.ShapeDtypeStruct((len(problem.labels), config.dim), config.dtype, sharding=where.H),
     )
-    state = jax.jit(solver.init).lower(problem, shapes).compile()
-    out = jax.eval_shape(solver.init, problem, shapes)
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), out, state.output_shardings
+    program = jax.jit(
+        lambda problem, start: solver.step(problem, solver.init(problem, start)), donate_argnums=1
     )
-    return jax.jit(solver.step, donate_argnums=1).lower(problem, placed).compile()
+    held = program.lower(problem, start).compile().memory_analysis()
+    if held is None:
+        return 0
+    ends = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
+    return ends + held.temp_size_in_bytes
 
 
 def peak_memory() -> int:

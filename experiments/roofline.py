@@ -15,6 +15,8 @@ HESSIAN_PRODUCTS = 7
 """Products of the Hessian applied to one vector, in blocks."""
 COPIES = {"gradient_descent": 8, "conjugate_gradient": 9, "trust_region": 12}
 """Arrays of the size of a point that a step of each solver holds at most, rounded up."""
+USABLE = 0.9
+"""Share of a device's memory that a program can have beside the runtime."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Step:
         }
 
 
-def product_flops(num_classes: int, samples: int, dim: int) -> float:
+def product_flops(num_classes: int, samples: float, dim: int) -> float:
     """Additions and multiplications of one product of N x K x d."""
     return 2.0 * num_classes * samples * dim
 
@@ -124,9 +126,10 @@ def reduced_elements(size: Size) -> float:
 
 
 def fewest_devices(size: Size, machine: Machine, solver: str = "conjugate_gradient") -> int | None:
-    """The least power of two of devices in whose memory the problem fits; None if all of them do not do."""
+    """The least power of two of devices in whose memory the problem fits; None if not in all of them."""
     for power in range(int(math.log2(machine.most)) + 1):
-        if step(dataclasses.replace(size, devices=2**power), solver).memory <= machine.memory:
+        held = step(dataclasses.replace(size, devices=2**power), solver).memory
+        if held <= USABLE * machine.memory:
             return int(2**power)
     return None
 

@@ -139,7 +139,7 @@ def check_sharded_run(problem, solver, expected, devices):
 
 
 @pytest.mark.parametrize(
-    ("solver", "block_size"), [*((solver, 4) for solver in SOLVERS), ("conjugate_gradient", None)]
+    ("solver", "block_size"), [*((solver, 2) for solver in SOLVERS), ("conjugate_gradient", None)]
 )
 def test_a_run_on_two_devices_is_the_same_run(solver, block_size, whole):
     problem = in_blocks(PROBLEMS["regularized"], block_size)

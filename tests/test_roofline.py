@@ -80,7 +80,7 @@ def test_the_fewest_devices_hold_the_problem_and_half_as_many_do_not():
         fewest = roofline.fewest_devices(size, machine)
         assert fewest is not None
         held = [roofline.step(dataclasses.replace(size, devices=n)).memory for n in (fewest, fewest // 2)]
-        assert held[0] <= machine.memory < held[1]
+        assert held[0] <= 0.9 * machine.memory < held[1]
     # W alone, replicated, is too large.
     assert roofline.fewest_devices(roofline.Size(10**6, 10**8, 10**4), roofline.MACHINES[0]) is None
     assert "| more than 4096 |" in roofline.table([roofline.Size(10**6, 10**8, 10**4)])

@@ -103,9 +103,11 @@ def contrastive_of_similarities(
         For each anchor i the mean over the others j of its class of
         `log sum_{l != i} exp(s_il) - s_ij`, (A,).
     """
-    anchors = jnp.arange(len(labels)) if anchors is None else anchors
-    others = anchors[:, None] != jnp.arange(len(labels))
-    positives = others & (labels[anchors][:, None] == labels)
+    if anchors is None:
+        others, classes = ~jnp.eye(len(labels), dtype=bool), labels
+    else:
+        others, classes = anchors[:, None] != jnp.arange(len(labels)), labels[anchors]
+    positives = others & (classes[:, None] == labels[None, :])
     log_partition = jax.nn.logsumexp(similarities, axis=-1, where=others)
     positive_mean = jnp.sum(jnp.where(positives, similarities, 0), -1) / jnp.sum(positives, -1)
     return log_partition - positive_mean
