@@ -122,7 +122,7 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
         W: classifier rows, (K, d).
         centres: of all samples.
     """
-    return metrics._distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
+    return collapse.distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
 
 
 def measure(
@@ -145,7 +145,7 @@ def measure(
     """
     _checks.at_least("batch_size", batch_size, 1)
     _checks.row_a_label(features, labels)
-    num_classes, dim = metrics._matrix("W", W).shape
+    num_classes, dim = collapse.matrix("W", W).shape
     full = len(labels) // batch_size * batch_size
 
     def fold(step, start):
