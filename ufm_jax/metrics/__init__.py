@@ -2,12 +2,15 @@
 
 from ufm_jax.metrics.collapse import accuracy, cdnv, nc1, nc2, nc3, nc4
 from ufm_jax.metrics.generalized import gnc2, gnc3, one_vs_rest_distances
+from ufm_jax.metrics.measurement import Measurement, measure
 
 __all__ = [
+    "Measurement",
     "accuracy",
     "cdnv",
     "gnc2",
     "gnc3",
+    "measure",
     "nc1",
     "nc2",
     "nc3",
