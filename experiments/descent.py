@@ -95,7 +95,7 @@ def run(solver: Solver, config: Config, progress: Progress) -> Data:
 def histories(
     problem: ufm.Problem, solver: Solver, dim: int, steps: int, dtype: Any, scale: Any, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Accuracy, NC1, NC4, CDNV and loss after every step from one random start, and GNC2 and GNC3 at its end."""
+    """Accuracy, NC1, NC4, CDNV and loss after every step from one random start, GNC2, GNC3 at its end."""
 
     def measure(point: ufm.Point) -> dict[str, jax.Array]:
         return {

@@ -157,7 +157,7 @@ def _best(config: Config, num_classes: int, found: Data) -> Data:
     W, H = (found[name][best, each] for name in ("W", "H"))
     labels = ufm.balanced_labels(num_classes, config.samples_per_class)
     gnc2 = jax.lax.map(ufm.metrics.gnc2, jnp.asarray(W))
-    gnc3 = jax.lax.map(lambda point: ufm.metrics.gnc3(*point, labels), (jnp.asarray(W), jnp.asarray(H)))
+    gnc3 = jax.vmap(ufm.metrics.gnc3, (0, 0, None))(jnp.asarray(W), jnp.asarray(H), labels)
     kept = {f"best_{name}": values[each, best] for name, values in trials.items()}
     return trials | kept | {"gnc2": np.asarray(gnc2), "gnc3": np.asarray(gnc3), "W": W}
 

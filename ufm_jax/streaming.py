@@ -193,7 +193,7 @@ def measure(
     batch_size: int = 1024,
     bias: chex.Array | None = None,
 ) -> dict[str, chex.Array]:
-    """The metrics of features kept on the device, in blocks; all but GNC2, which is of W alone and a search.
+    """The metrics of features kept on the device, in blocks; not GNC2, which is a search and of W alone.
 
     Args:
         W: classifier rows, (K, d), K at least 2.

@@ -1,8 +1,8 @@
-"""Neural collapse metrics NC1, NC2, NC3 (Appendix E), NC4 and CDNV, and training accuracy, as pure functions.
+"""Neural collapse metrics NC1, NC2, NC3 (Appendix E), NC4, CDNV, and training accuracy, as pure functions.
 
 NC2 and NC3 are small differences between numbers near one, and NC1 and CDNV divide by squares of small
-numbers. So each metric is evaluated in float64 wherever JAX has it enabled, and returned in the dtype of its
-input.
+numbers. So each metric is evaluated in float64 wherever JAX has it enabled, and returned in the dtype of
+its input.
 
 References: Papyan, Han, Donoho, *Prevalence of Neural Collapse during the Terminal Phase of Deep Learning
 Training*, PNAS 2020; Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,

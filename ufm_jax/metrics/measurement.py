@@ -8,8 +8,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import experimental
 
-from ufm_jax import _checks
+from ufm_jax import _checks, theory
 from ufm_jax.metrics import collapse, generalized
 
 
@@ -78,13 +79,11 @@ class Measurement:
         return "\n".join(lines)
 
     def _one_vs_rest_at_collapse(self) -> str:
-        """The largest possible one-vs-rest distance, where it is known."""
-        K, d = self.num_classes, self.dim
-        if K <= d + 1:
-            return f"{K / (K - 1):.4g}"
-        if d == 2:
-            return f"{1 - np.cos(2 * np.pi / K):.4g}"
-        return "1" if K <= 2 * d else ""
+        """The one-vs-rest distance of the best packing, where it is known."""
+        try:
+            return f"{1 - np.cos(theory.packing_angle(self.num_classes, self.dim)):.4g}"
+        except ValueError:
+            return ""
 
 
 def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> Measurement:
@@ -141,7 +140,7 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
     return Measurement(num_classes, features.shape[1], len(features), **values)
 
 
-_enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+_enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else experimental)["enable_x64"]
 """JAX before 0.8 has it among its experiments."""
 
 
@@ -180,9 +179,7 @@ def _floats(name: str, value: Any, ndim: int) -> np.ndarray:
         )
     array = array.astype(np.float64)
     if not np.all(np.isfinite(array)):
-        raise ValueError(
-            f"{name} must be finite, but has {np.sum(~np.isfinite(array))} entries that are not."
-        )
+        raise ValueError(f"{name} must be finite, but {np.sum(~np.isfinite(array))} entries are not.")
     return array
 
 
