@@ -95,18 +95,26 @@ def run(solver: Solver, config: Config, progress: Progress) -> Data:
 def histories(
     problem: ufm.Problem, solver: Solver, dim: int, steps: int, dtype: Any, scale: Any, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Accuracy, NC1 and loss after every step from one random start."""
+    """Accuracy, NC1, NC4, CDNV and loss after every step from one random start, GNC2, GNC3 at its end."""
 
     def measure(point: ufm.Point) -> dict[str, jax.Array]:
         return {
             "accuracy": ufm.metrics.accuracy(point.W, point.H, problem.labels),
             "nc1": ufm.metrics.nc1(point.H, problem.labels, problem.num_classes),
+            "nc4": ufm.metrics.nc4(point.W, point.H, problem.labels),
+            "cdnv": ufm.metrics.cdnv(point.H, problem.labels, problem.num_classes),
             "loss": problem.cost(point),
         }
 
     start = jax.tree.map(lambda x: scale * x, problem.random_point(key, dim, dtype))
     solve: ufm.solvers.Solver = getattr(ufm.solvers, solver)()
-    return ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, measure=measure).history
+    result = ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, measure=measure)
+    W, H = result.point
+    return {
+        **result.history,
+        "gnc2": ufm.metrics.gnc2(W),
+        "gnc3": ufm.metrics.gnc3(W, H, problem.labels),
+    }
 
 
 def claims(config: Config, data: Data) -> list[Claim]:

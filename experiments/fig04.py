@@ -46,9 +46,8 @@ def run(config: Config, progress: Progress) -> Data:
     ]
     split = networks.training_split(config, random_labels=True)
     histories = networks.train("fig4", config, groups, split, progress)
-    data = {
-        name: np.stack([histories[group.name][name] for group in groups]) for name in (*METRICS, "loss")
-    }
+    names = histories[groups[0].name]
+    data = {name: np.stack([histories[group.name][name] for group in groups]) for name in names}
     return {"width": np.asarray(config.width), "epoch": np.arange(1, config.epochs + 1), **data}
 
 

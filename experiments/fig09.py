@@ -47,6 +47,8 @@ def run(config: Config, progress: Progress) -> Data:
                 "nc1": ufm.metrics.nc1(point.H, labels, config.num_classes),
                 "nc2": ufm.metrics.nc2(point.W),
                 "nc3": ufm.metrics.nc3(point.W, point.H, labels),
+                "nc4": ufm.metrics.nc4(point.W, point.H, labels),
+                "cdnv": ufm.metrics.cdnv(point.H, labels, config.num_classes),
                 "accuracy": ufm.metrics.accuracy(point.W, point.H, labels),
                 "loss": problem.cost(point),
             }
@@ -61,7 +63,13 @@ def run(config: Config, progress: Progress) -> Data:
             tolerance=0.0,
             measure=measure,
         )
-        return {**result.history, "gradient_norm": result.gradient_norm}
+        W, H = result.point
+        return {
+            **result.history,
+            "gradient_norm": result.gradient_norm,
+            "gnc2": ufm.metrics.gnc2(W),
+            "gnc3": ufm.metrics.gnc3(W, H, labels),
+        }
 
     tau = np.asarray(config.tau, config.dtype)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)

@@ -139,6 +139,10 @@ def _found(
             "nc1": ufm.metrics.nc1(result.point.H, labels, num_classes),
             "nc2": ufm.metrics.nc2(W),
             "nc3": ufm.metrics.nc3(W, result.point.H, labels),
+            "nc4": ufm.metrics.nc4(W, result.point.H, labels),
+            "cdnv": ufm.metrics.cdnv(result.point.H, labels, num_classes),
+            "gnc2": ufm.metrics.gnc2(W),
+            "gnc3": ufm.metrics.gnc3(W, result.point.H, labels),
         }
 
     temperatures = np.asarray(tau, config.dtype)

@@ -120,8 +120,8 @@ def train(
     config; the command line removes them once the results are written.
 
     Returns:
-        For each group's name its metrics after every epoch, (networks, epochs): "nc1", "nc2", "nc3",
-        "accuracy" and "loss"; with `test`, the first four also of it, as "test_nc1" and so on.
+        For each group's name its metrics after every epoch, (networks, epochs): those of
+        `training.evaluate` and "loss"; with `test`, the former also of it, as "test_nc1" and so on.
     """
     whole = datasets.load(config.dataset, "train")
     data = [training.samples(x, whole) for x in (split, test) if x is not None]

@@ -145,7 +145,7 @@ def loss(
 
 
 def evaluate(setup: Setup, data: Samples, state: State) -> dict[str, jax.Array]:
-    """NC1, NC2, NC3 and accuracy over all samples, batch normalization at inference."""
+    """The metrics of `ufm_jax.streaming.measure` and accuracy, batch normalization at inference."""
     count, size = len(data.labels), setup.recipe.batch_size
     network = nnx.merge(_graph(setup, data), state.params, state.rest)
 
@@ -157,7 +157,8 @@ def evaluate(setup: Setup, data: Samples, state: State) -> dict[str, jax.Array]:
     batches = (jnp.arange(-(-count // size) * size) % count).reshape(-1, size)
     _, outputs = jax.lax.scan(forward, None, batches)
     is_right, features = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outputs)
-    metrics = ufm.streaming.measure(network.W[...], features, data.labels)
+    bias = None if network.bias is None else network.bias[...]
+    metrics = ufm.streaming.measure(network.W[...], features, data.labels, bias=bias)
     return {**metrics, "accuracy": jnp.mean(is_right, dtype=jnp.float32)}
 
 

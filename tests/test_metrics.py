@@ -40,6 +40,28 @@ def reference_nc3(w, features, labels):
     return reference_distance(w @ means.T)
 
 
+def reference_nc4(w, features, labels):
+    h, w = np.asarray(features, np.float64), np.asarray(w, np.float64)
+    means = np.stack([h[labels == c].mean(0) for c in range(len(w))])
+    nearest = np.argmin([[np.linalg.norm(x - m) for m in means] for x in h], axis=1)
+    return np.mean(np.argmax(h @ w.T, axis=1) == nearest)
+
+
+def reference_cdnv(features, labels, k):
+    h = np.asarray(features, np.float64)
+    parts = [h[labels == c] for c in range(k)]
+    means = [part.mean(0) for part in parts]
+    variances = [np.mean(np.sum((part - part.mean(0)) ** 2, 1)) for part in parts]
+    return np.mean(
+        [
+            (variances[i] + variances[j]) / (2 * np.sum((means[i] - means[j]) ** 2))
+            for i in range(k)
+            for j in range(k)
+            if i != j
+        ]
+    )
+
+
 def case(name, seed, dtype):
     """Classifier, features and labels of one kind of input."""
     generator = np.random.default_rng(seed)
@@ -83,11 +105,21 @@ def test_metrics_equal_scipy(name, dtype, seed):
         metrics.nc1(jnp.asarray(h), jnp.asarray(labels), 5),
         metrics.nc2(jnp.asarray(w)),
         metrics.nc3(jnp.asarray(w), jnp.asarray(h), jnp.asarray(labels)),
+        metrics.nc4(jnp.asarray(w), jnp.asarray(h), jnp.asarray(labels)),
     )
     assert {x.dtype for x in ours} == {np.dtype(dtype)}
-    theirs = (reference_nc1(h, labels, 5), reference_nc2(w), reference_nc3(w, h, labels))
+    theirs = (
+        reference_nc1(h, labels, 5),
+        reference_nc2(w),
+        reference_nc3(w, h, labels),
+        reference_nc4(w, h, labels),
+    )
     # At collapse NC2 is rounding error, on both sides.
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0 if name != "collapsed" else 1e-15)
+    if name != "rank_deficient_means":  # Two equal means: the distance is rounding error.
+        np.testing.assert_allclose(
+            metrics.cdnv(jnp.asarray(h), jnp.asarray(labels), 5), reference_cdnv(h, labels, 5), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -95,6 +127,8 @@ def test_exact_collapse_is_exactly_no_variability(dtype):
     frame = ufm.theory.simplex_etf(7, 10, dtype)
     labels = ufm.balanced_labels(7, 3)
     assert metrics.nc1(frame[labels], labels, 7) == 0
+    assert metrics.cdnv(frame[labels], labels, 7) == 0
+    assert metrics.nc4(frame, frame[labels], labels) == 1
     precision = 10 * np.finfo(dtype).eps
     assert metrics.nc2(frame) < precision
     assert metrics.nc3(frame, frame[labels], labels) < precision
@@ -113,6 +147,13 @@ def test_small_deviations_keep_their_digits():
     np.testing.assert_allclose(
         metrics.nc1(jnp.asarray(small), jnp.asarray(labels), 5), expected, rtol=1e-10
     )
+    variances = np.array([np.mean(np.sum(spread[labels == c] ** 2, 1)) for c in range(5)])
+    distances = np.sum((means[:, None] - means) ** 2, -1)
+    pairs = ~np.eye(5, dtype=bool)
+    expected = np.mean(((variances[:, None] + variances)[pairs]) / (2 * distances[pairs]))
+    np.testing.assert_allclose(
+        metrics.cdnv(jnp.asarray(small), jnp.asarray(labels), 5), expected, rtol=1e-10
+    )
 
 
 def test_degenerate_inputs_have_a_defined_answer():
@@ -121,6 +162,44 @@ def test_degenerate_inputs_have_a_defined_answer():
     assert metrics.nc3(jnp.zeros((3, 4)), jnp.ones((6, 4)), labels) == pytest.approx(1)
     same = jnp.tile(jnp.array([0.3, 0.1, 0.7, -0.2]), (6, 1))
     assert metrics.nc1(same, labels, 3) == 0
+    # Equal means: no variance counts as collapse, any other as infinitely much.
+    assert metrics.cdnv(same, labels, 3) == 0
+    assert metrics.cdnv(same + jnp.array([1.0, -1, 1, -1, 1, -1])[:, None], labels, 3) == np.inf
+    # One sample a class has no variance, and is its own nearest mean.
+    single = jnp.eye(3, 4)
+    assert metrics.cdnv(single, jnp.arange(3), 3) == 0
+    assert metrics.nc4(single, single, jnp.arange(3)) == 1
+    # W = 0 decides for class 0 everywhere.
+    assert metrics.nc4(jnp.zeros((3, 4)), single[labels], labels) == pytest.approx(1 / 3)
+
+
+def test_nc4_asks_the_classifier_with_its_bias():
+    W, labels = jnp.eye(2), jnp.array([0, 0, 1, 1])
+    features = jnp.array([[2.0, 0], [1, 0], [0, 1], [0, 2]])
+    assert metrics.nc4(W, features, labels) == 1
+    assert metrics.nc4(W, features, labels, jnp.array([0.0, 1.5])) == 0.75
+    # The third sample is classified wrong, and its nearest mean is wrong alike.
+    misled, of = jnp.array([[2.0, 0], [2, 0], [0, 1.5], [0, 2]]), jnp.array([0, 0, 0, 1])
+    assert metrics.accuracy(W, misled, of) == 0.75
+    assert metrics.nc4(W, misled, of) == 1
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
+@settings(deadline=None, max_examples=15)
+def test_nc4_and_cdnv_feel_no_rotation_and_no_scale(seed, scale):
+    w, h, labels = case("unbalanced", seed, np.float64)
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(9, 9)))[0]
+    values = [
+        (
+            metrics.nc4(jnp.asarray(w @ r), jnp.asarray(x), jnp.asarray(labels)),
+            metrics.cdnv(jnp.asarray(x), jnp.asarray(labels), 5),
+        )
+        for r, x in [(np.eye(9), h), (rotation, scale * h @ rotation)]
+    ]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-10)
+    # CDNV feels no shift of all features either.
+    shifted = metrics.cdnv(jnp.asarray(h + 5.0), jnp.asarray(labels), 5)
+    np.testing.assert_allclose(shifted, values[0][1], rtol=1e-10)
 
 
 def test_a_class_without_samples_is_an_error_and_nan_under_jit():
@@ -130,6 +209,8 @@ def test_a_class_without_samples_is_an_error_and_nan_under_jit():
     with pytest.raises(ValueError, match="class 1 has none"):
         metrics.nc3(jnp.ones((3, 3)), features, labels)
     assert np.isnan(jax.jit(metrics.nc1, static_argnums=2)(features, labels, 3))
+    assert np.isnan(jax.jit(metrics.cdnv, static_argnums=2)(features, labels, 3))
+    assert np.isnan(jax.jit(metrics.nc4)(jnp.ones((3, 3)), features, labels))
 
 
 def test_shapes_are_checked():
@@ -148,6 +229,9 @@ def test_metrics_do_not_depend_on_the_order_of_samples():
     for measure in [
         lambda h, y: metrics.nc1(h, y, 5),
         lambda h, y: metrics.nc3(jnp.asarray(w), h, y),
+        lambda h, y: metrics.nc4(jnp.asarray(w), h, y),
+        lambda h, y: metrics.cdnv(h, y, 5),
+        lambda h, y: metrics.gnc3(jnp.asarray(w), h, y),
         lambda h, y: metrics.accuracy(jnp.asarray(w), h, y),
     ]:
         here = measure(jnp.asarray(h), jnp.asarray(labels))

@@ -7,7 +7,14 @@ import pytest
 import scipy.linalg
 
 import ufm_jax as ufm
-from tests.test_metrics import reference_nc1, reference_nc2, reference_nc3
+from tests.test_generalized import reference_gnc3
+from tests.test_metrics import (
+    reference_cdnv,
+    reference_nc1,
+    reference_nc2,
+    reference_nc3,
+    reference_nc4,
+)
 from ufm_jax import streaming
 
 K = 100
@@ -80,7 +87,11 @@ def test_blocks_of_kept_features_give_the_metrics_of_the_library(batch_size, dty
         "nc1": reference_nc1(features, labels, 5),
         "nc2": reference_nc2(W),
         "nc3": reference_nc3(W, features, labels),
+        "nc4": reference_nc4(W, features, labels),
+        "cdnv": reference_cdnv(features, labels, 5),
+        "gnc3": reference_gnc3(W, features, labels),
     }
+    assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4 if dtype == np.float32 else 1e-10)
         assert found[name].dtype == dtype
@@ -102,6 +113,16 @@ def test_collapsed_features_have_no_variability():
     assert found["nc1"] < 1e-13
     assert found["nc2"] < 1e-6
     assert found["nc3"] < 1e-6
+    assert found["nc4"] == 1
+    assert found["cdnv"] < 1e-13
+    assert found["gnc3"] < 1e-13
+
+
+def test_the_bias_counts_in_streamed_decisions():
+    features = jnp.array([[2.0, 0], [1, 0], [0, 1], [0, 2]])
+    labels, bias = jnp.array([0, 0, 1, 1]), jnp.array([0.0, 1.5])
+    assert streaming.measure(jnp.eye(2), features, labels, 3)["nc4"] == 1
+    assert streaming.measure(jnp.eye(2), features, labels, 3, bias)["nc4"] == 0.75
 
 
 def test_bad_input_is_one_sentence():

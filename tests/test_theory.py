@@ -98,3 +98,37 @@ def test_functions_of_tau_broadcast():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_regular_polygon_is_a_tight_frame_of_unit_rows_in_equal_steps():
+    polygon = np.asarray(ufm.theory.regular_polygon(7))
+    np.testing.assert_allclose(polygon.T @ polygon, 3.5 * np.eye(2), atol=1e-14)
+    np.testing.assert_allclose(np.sum(polygon * np.roll(polygon, 1, 0), 1), np.cos(2 * np.pi / 7))
+    with pytest.raises(ValueError, match="num_classes must be finite and at least 2"):
+        ufm.theory.regular_polygon(1)
+
+
+def test_packing_angles_solve_the_equations_that_define_them():
+    """The cosines of K = 7, 8, 10, 13, 14 on the sphere are roots of equations from the references."""
+    cosine = {K: np.cos(ufm.theory.packing_angle(K, 3)) for K in range(2, 15)}
+    assert 3 * cosine[7] ** 3 - 9 * cosine[7] ** 2 - 3 * cosine[7] + 1 == pytest.approx(0, abs=1e-14)
+    assert 7 * cosine[8] ** 2 + 2 * cosine[8] - 1 == pytest.approx(0, abs=1e-14)
+    assert 7 * cosine[10] ** 3 - 4 * cosine[10] ** 2 - 2 * cosine[10] + 1 == pytest.approx(0, abs=1e-14)
+    # With a the angle of a triangle of the packing, cos = cos(a) / (1 - cos(a)).
+    a = np.arccos(cosine[13] / (1 + cosine[13]))
+    assert 2 * np.tan(3 * np.pi / 8 - a / 4) == pytest.approx(
+        (1 - 2 * np.cos(a)) / np.cos(a) ** 2, rel=1e-13
+    )
+    assert ufm.theory.packing_angle(14, 3) == pytest.approx(0.971634742886224, rel=1e-14)
+    degrees = [np.degrees(ufm.theory.packing_angle(K, 3)) for K in (4, 5, 6, 9, 11, 12)]
+    np.testing.assert_allclose(degrees, [109.4712, 90, 90, 70.5288, 63.4349, 63.4349], atol=1e-4)
+    # More points never have more room.
+    assert all(cosine[K] <= cosine[K + 1] for K in range(2, 14))
+
+
+def test_packing_angles_of_simplex_orthoplex_and_polygon():
+    assert np.cos(ufm.theory.packing_angle(5, 4)) == pytest.approx(-1 / 4)
+    assert ufm.theory.packing_angle(7, 4) == pytest.approx(np.pi / 2)
+    assert ufm.theory.packing_angle(9, 2) == pytest.approx(2 * np.pi / 9)
+    with pytest.raises(ValueError, match="but not for num_classes 15 at dim 3"):
+        ufm.theory.packing_angle(15, 3)

@@ -10,7 +10,9 @@ are two folds, each over batches in any order:
     centres = centres_of(sums)
     for features, labels in batches:
         scatter += whitened_scatter(centres, features, labels)
-    nc1(centres, scatter), nc3(W, centres)
+        squares += class_scatter(centres, features, labels)
+        agreeing += agreements(W, centres, features)
+    nc1(centres, scatter), cdnv(centres, squares), nc4(centres, agreeing), nc3(W, centres), gnc3(W, centres)
 
 A network runs once: its features are kept, N x d, and both folds go over them (`measure` does it). Where
 even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
@@ -27,6 +29,7 @@ import jax.numpy as jnp
 
 from ufm_jax import _checks, metrics
 from ufm_jax._products import matmul
+from ufm_jax.metrics import collapse, generalized
 
 
 class ClassSums(NamedTuple):
@@ -40,16 +43,16 @@ class Centres(NamedTuple):
     """Class means, as the second fold needs them.
 
     Attributes:
+        counts: samples of each class, (K,).
         means: of each class, (K, d).
         centred: the same minus the mean of all samples, (K, d).
         whitening: (R, d) with R = min(K, d) and `whitening^T whitening = Sigma_B^+`.
-        count: all samples, a scalar.
     """
 
+    counts: chex.Array
     means: chex.Array
     centred: chex.Array
     whitening: chex.Array
-    count: chex.Array
 
 
 def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32) -> ClassSums:
@@ -85,13 +88,12 @@ def centres_of(sums: ClassSums) -> Centres:
         The centres.
     """
     means = sums.sums / sums.counts[:, None]
-    count = jnp.sum(sums.counts)
-    centred = means - jnp.sum(sums.counts[:, None] * means, 0) / count
+    centred = means - jnp.sum(sums.counts[:, None] * means, 0) / jnp.sum(sums.counts)
     _, values, rows = jnp.linalg.svd(centred, full_matrices=False)
     is_zero = values <= max(centred.shape) * jnp.finfo(values.dtype).eps * values[0]
     # Sigma_B = M^T M / K, so its inverse root is sqrt(K) / s on the row space of M.
     scales = jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values))
-    return Centres(means, centred, scales[:, None] * rows, count)
+    return Centres(sums.counts, means, centred, scales[:, None] * rows)
 
 
 def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
@@ -105,6 +107,35 @@ def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array)
     return jnp.sum(matmul(features - centres.means[labels], centres.whitening.T) ** 2)
 
 
+def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+    """One step of the second fold: the batch's squared distances to their class means, by class (K,).
+
+    Args:
+        centres: of all samples.
+        features: of this batch, (B, d).
+        labels: their classes in 0..K-1, integers (B,).
+    """
+    squares = jnp.sum((features - centres.means[labels]) ** 2, -1)
+    return matmul(jax.nn.one_hot(labels, len(centres.means), dtype=squares.dtype).T, squares)
+
+
+def agreements(
+    W: chex.Array, centres: Centres, features: chex.Array, bias: chex.Array | None = None
+) -> chex.Array:
+    """One step of the second fold: samples of the batch that W and the nearest class mean decide alike.
+
+    Args:
+        W: classifier rows, (K, d).
+        centres: of all samples.
+        features: of this batch, (B, d).
+        bias: of the classifier, (K,); none if None.
+
+    Returns:
+        Their number, an integer scalar.
+    """
+    return jnp.sum(collapse.decisions(W, features, bias) == collapse.nearest(centres.means, features))
+
+
 def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
     """Within-class variability `trace(Sigma_W Sigma_B^+) / K` (see `ufm_jax.metrics.nc1`), a scalar.
 
@@ -112,7 +143,7 @@ def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
         centres: of all samples.
         scatter: the sum of `whitened_scatter` over all batches.
     """
-    return scatter / (centres.count * len(centres.means))
+    return scatter / (jnp.sum(centres.counts) * len(centres.means))
 
 
 def nc3(W: chex.Array, centres: Centres) -> chex.Array:
@@ -122,22 +153,57 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
         W: classifier rows, (K, d).
         centres: of all samples.
     """
-    return metrics._distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
+    return collapse.distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
+
+
+def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:
+    """Agreement with the nearest class mean (see `ufm_jax.metrics.nc4`), a scalar in [0, 1].
+
+    Args:
+        centres: of all samples.
+        agreeing: the sum of `agreements` over all batches.
+    """
+    return agreeing / jnp.sum(centres.counts)
+
+
+def cdnv(centres: Centres, squares: chex.Array) -> chex.Array:
+    """Class-distance normalized variance (see `ufm_jax.metrics.cdnv`), a scalar.
+
+    Args:
+        centres: of all samples.
+        squares: the sum of `class_scatter` over all batches, (K,).
+    """
+    return collapse.cdnv_of(centres.centred, squares / centres.counts)
+
+
+def gnc3(W: chex.Array, centres: Centres) -> chex.Array:
+    """Misalignment of W and class means (see `ufm_jax.metrics.gnc3`), a scalar in [0, 2].
+
+    Args:
+        W: classifier rows, (K, d).
+        centres: of all samples.
+    """
+    return generalized.misalignment(W, centres.means)
 
 
 def measure(
-    W: chex.Array, features: chex.Array, labels: chex.Array, batch_size: int = 1024
+    W: chex.Array,
+    features: chex.Array,
+    labels: chex.Array,
+    batch_size: int = 1024,
+    bias: chex.Array | None = None,
 ) -> dict[str, chex.Array]:
-    """NC1, NC2 and NC3 of features kept on the device, in blocks.
+    """The metrics of features kept on the device, in blocks; not GNC2, which is a search and of W alone.
 
     Args:
         W: classifier rows, (K, d), K at least 2.
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
         batch_size: rows of a block; temporary memory is a few blocks.
+        bias: of the classifier, (K,), which NC4 asks for decisions; none if None.
 
     Returns:
-        Scalars "nc1", "nc2" and "nc3".
+        Scalars "nc1", "nc2", "nc3", "nc4", "cdnv" and "gnc3".
 
     Raises:
         ValueError: W is not a matrix of at least two rows, features are not one with a row a label, or
@@ -145,7 +211,7 @@ def measure(
     """
     _checks.at_least("batch_size", batch_size, 1)
     _checks.row_a_label(features, labels)
-    num_classes, dim = metrics._matrix("W", W).shape
+    num_classes, dim = collapse.matrix("W", W).shape
     full = len(labels) // batch_size * batch_size
 
     def fold(step, start):
@@ -156,8 +222,23 @@ def measure(
         carry, _ = jax.lax.scan(of_block, start, blocks)
         return step(carry, features[full:], labels[full:]) if full < len(labels) else carry
 
-    centres = centres_of(fold(add_to_class_sums, class_sums(num_classes, dim, features.dtype)))
-    scatter = fold(
-        lambda total, *block: total + whitened_scatter(centres, *block), jnp.zeros((), features.dtype)
-    )
-    return {"nc1": nc1(centres, scatter), "nc2": metrics.nc2(W), "nc3": nc3(W, centres)}
+    def second(totals, *block):
+        scatter, squares, agreeing = totals
+        return (
+            scatter + whitened_scatter(centres, *block),
+            squares + class_scatter(centres, *block),
+            agreeing + agreements(W, centres, block[0], bias),
+        )
+
+    dtype = features.dtype
+    centres = centres_of(fold(add_to_class_sums, class_sums(num_classes, dim, dtype)))
+    start = (jnp.zeros((), dtype), jnp.zeros(num_classes, dtype), jnp.array(0))
+    scatter, squares, agreeing = fold(second, start)
+    return {
+        "nc1": nc1(centres, scatter),
+        "nc2": metrics.nc2(W),
+        "nc3": nc3(W, centres),
+        "nc4": nc4(centres, agreeing).astype(W.dtype),
+        "cdnv": cdnv(centres, squares),
+        "gnc3": gnc3(W, centres),
+    }

@@ -9,6 +9,18 @@ import numpy as np
 
 from ufm_jax import _checks
 
+_TAMMES_COSINES = {
+    7: 0.2101383127306031,
+    8: 0.2612038749637414,
+    9: 1 / 3,
+    10: 0.4043943252162507,
+    11: 0.4472135954999579,
+    12: 0.4472135954999579,
+    13: 0.5426364868296387,
+    14: 0.5639503003605052,
+}
+"""Cosine of the largest smallest angle between K points of the sphere in three dimensions."""
+
 FOCAL_CLASSES = 16_000
 """Classes up to which collapse minimizes the focal loss at every gamma and tau: proof in docs/focal.md."""
 
@@ -42,6 +54,62 @@ def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None
     frame = np.zeros((num_classes, dim))
     frame[:, : num_classes - 1] = np.sqrt(num_classes / (num_classes - 1)) * helmert
     return jnp.asarray(frame, dtype=dtype)
+
+
+def regular_polygon(num_classes: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+    """The regular polygon: K unit rows in the plane, each 2 pi/K from the next.
+
+    Args:
+        num_classes: K, at least 2.
+        dtype: floating type of the result; JAX's default if None.
+
+    Returns:
+        The rows (K, 2). For K > 3 no simplex ETF fits in the plane, and this is the softmax code (see
+        `ufm_jax.metrics.gnc2`).
+
+    Raises:
+        ValueError: K < 2.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    angles = 2 * np.pi / num_classes * np.arange(num_classes)
+    return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], -1), dtype=dtype)
+
+
+def packing_angle(num_classes: int, dim: int) -> float:
+    """The largest smallest angle between K unit vectors in d dimensions, where it is known exactly.
+
+    That is the angle of the best spherical packing (the Tammes problem). With it, `1 - cos(angle)` is a
+    one-vs-rest distance that K classes can have, and the largest possible one for d = 2 and K <= 2d
+    (see `ufm_jax.metrics.gnc2`).
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least 1. Known are K <= 2d, d = 2, and K <= 14 for d = 3.
+
+    Returns:
+        Radians: the simplex ETF's for K <= d + 1, pi/2 up to K = 2d, 2 pi/K for d = 2.
+
+    Raises:
+        ValueError: K < 2, d < 1, or the angle is not known.
+
+    References: Rankin, *The Closest Packing of Spherical Caps in n Dimensions*, 1955, for K <= 2d; Schutte,
+    van der Waerden 1951 (K = 7, 8, 9), Danzer 1963 (K = 10, 11), Fejes Toth 1943 (K = 12), Musin, Tarasov
+    2012 and 2015 (K = 13, 14) for d = 3.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("dim", dim, 1)
+    if num_classes <= dim + 1:
+        return float(np.arccos(-1 / (num_classes - 1)))
+    if num_classes <= 2 * dim:
+        return np.pi / 2
+    if dim == 2:
+        return 2 * np.pi / num_classes
+    if dim == 3 and num_classes in _TAMMES_COSINES:
+        return float(np.arccos(_TAMMES_COSINES[num_classes]))
+    raise ValueError(
+        "packing angles are known for num_classes up to 2 dim, for dim 2, and for num_classes up to 14 at "
+        f"dim 3, but not for num_classes {num_classes} at dim {dim}."
+    )
 
 
 def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:

@@ -1,0 +1,111 @@
+"""All metrics at once, from arrays of several frameworks."""
+
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ufm_jax as ufm
+from tests.test_generalized import reference_distances, reference_gnc3
+from tests.test_metrics import reference_cdnv, reference_nc1, reference_nc2, reference_nc3, reference_nc4
+from ufm_jax.metrics import measure, measurement
+
+generator = np.random.default_rng(0)
+LABELS = np.repeat(np.arange(5), 6)
+FEATURES = generator.normal(size=(30, 9)).astype(np.float32) + 2 * np.eye(5, 9, dtype=np.float32)[LABELS]
+W = generator.normal(size=(5, 9)).astype(np.float32)
+
+
+def test_every_value_is_the_metric_in_float64_whatever_jax_is_set_to():
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", False)
+    try:
+        found = measure(FEATURES, LABELS, W)
+        assert not jax.config.jax_enable_x64
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    expected = {
+        "nc1": reference_nc1(FEATURES, LABELS, 5),
+        "nc2": reference_nc2(W),
+        "nc3": reference_nc3(W, FEATURES, LABELS),
+        "nc4": reference_nc4(W, FEATURES, LABELS),
+        "cdnv": reference_cdnv(FEATURES, LABELS, 5),
+        "gnc2": reference_distances(W).min(),
+        "gnc3": reference_gnc3(W, FEATURES, LABELS),
+        "accuracy": np.mean(np.argmax(FEATURES @ W.T, 1) == LABELS),
+    }
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-9), name
+    assert (found.num_classes, found.dim, found.samples) == (5, 9, 30)
+
+
+def test_every_framework_gives_the_same():
+    torch = pytest.importorskip("torch")
+    expected = measure(FEATURES, LABELS, W)
+    tensors = (
+        torch.tensor(FEATURES, requires_grad=True),
+        torch.tensor(LABELS),
+        torch.nn.Parameter(torch.tensor(W)),
+    )
+    assert measure(*tensors) == expected
+    assert measure(jnp.asarray(FEATURES), jnp.asarray(LABELS), jnp.asarray(W)) == expected
+    assert measure(FEATURES.tolist(), LABELS.tolist(), W.tolist()) == expected
+    for narrow in (torch.tensor(FEATURES).bfloat16(), jnp.asarray(FEATURES, jnp.bfloat16)):
+        assert measure(narrow, LABELS).nc1 == pytest.approx(expected.nc1, rel=0.05)
+
+
+def test_the_table_names_what_was_measured():
+    text = str(measure(FEATURES, LABELS, W))
+    assert [line.split()[0] for line in text.splitlines()[2:]] == [
+        "NC1", "NC2", "NC3", "NC4", "CDNV", "GNC2", "GNC3", "accuracy",
+    ]  # fmt: skip
+    assert "1.25" in text  # The one-vs-rest distance of a simplex ETF of five classes.
+    without = measure(FEATURES, LABELS)
+    assert without.nc4 is None
+    assert "need the classifier W" in str(without)
+    assert doctest.testmod(measurement).failed == 0
+
+
+def test_the_bias_belongs_to_the_decisions():
+    bias = np.array([1e3, 0, 0, 0, 0])
+    found = measure(FEATURES, LABELS, W, bias=bias)
+    assert found.accuracy == 0.2
+    assert found.gnc3 == measure(FEATURES, LABELS, W).gnc3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("text", LABELS), "features must be a non-empty matrix of real numbers, but has shape"),
+        (
+            (FEATURES[0], LABELS),
+            r"features must be a non-empty matrix of real numbers, but has shape \(9,\)",
+        ),
+        (([[1, 2], [3]], [0, 1]), "features cannot be read as an array"),
+        ((FEATURES * np.inf, LABELS), "features must be finite, but 270 entries are not"),
+        ((FEATURES, LABELS + 0.5), "labels must be a non-empty vector of integers"),
+        ((FEATURES, LABELS + 1), "every one of the 6 classes needs a sample, but class 0 has none"),
+        ((FEATURES, LABELS - 1), "labels must lie in 0..3, but go from -1 to 3"),
+        ((FEATURES[:7], LABELS), "a row a label, but have 7 rows for 30 labels"),
+        ((FEATURES, LABELS * 0), "num_classes must be finite and at least 2, but is 1"),
+        ((FEATURES, LABELS, W[:4]), "labels must lie in 0..3, but go from 0 to 4"),
+        ((FEATURES, LABELS, W[:, :3]), r"W must have a column a feature, 9, but has shape \(5, 3\)"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        measure(*arguments)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_bias_must_fit():
+    with pytest.raises(ValueError, match="bias needs W"):
+        measure(FEATURES, LABELS, bias=np.zeros(5))
+    with pytest.raises(ValueError, match="bias must have an entry a class, 5, but has 4"):
+        measure(FEATURES, LABELS, W, bias=np.zeros(4))
+
+
+def test_it_is_part_of_the_library():
+    assert isinstance(ufm.metrics.measure(FEATURES, LABELS), ufm.metrics.Measurement)

@@ -1,0 +1,207 @@
+"""All metrics of a network at once, from arrays of any framework."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import experimental
+
+from ufm_jax import _checks, theory
+from ufm_jax.metrics import collapse, generalized
+
+
+class _Row(NamedTuple):
+    """A row of the printed table."""
+
+    name: str
+    at_collapse: str
+    meaning: str
+
+
+_ROWS = {
+    "nc1": _Row("NC1", "0", "within-class variability, against that between the classes"),
+    "nc2": _Row("NC2", "0", "distance of W from a simplex ETF"),
+    "nc3": _Row("NC3", "0", "distance from self-duality of W and the centred class means"),
+    "nc4": _Row("NC4", "1", "share decided alike by W and by the nearest class mean"),
+    "cdnv": _Row("CDNV", "0", "within-class variance over squared distance, by pairs of classes"),
+    "gnc2": _Row("GNC2", "", "smallest one-vs-rest distance of W; larger is better"),
+    "gnc3": _Row("GNC3", "0", "1 - cosine between W and the class means, uncentred"),
+    "accuracy": _Row("accuracy", "", "share of samples that W classifies right; 1 is all"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The metrics of one set of features; printed, it is a table.
+
+    Attributes:
+        num_classes: K.
+        dim: d.
+        samples: N.
+        nc1: see `ufm_jax.metrics.nc1`; the others likewise.
+        cdnv: class-distance normalized variance.
+        nc2: of W; it and the following are None without W.
+        nc3: of W and the features.
+        nc4: of W and the features.
+        gnc2: of W.
+        gnc3: of W and the features.
+        accuracy: of W on the features.
+    """
+
+    num_classes: int
+    dim: int
+    samples: int
+    nc1: float
+    cdnv: float
+    nc2: float | None = None
+    nc3: float | None = None
+    nc4: float | None = None
+    gnc2: float | None = None
+    gnc3: float | None = None
+    accuracy: float | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.samples} samples, {self.num_classes} classes, {self.dim} dimensions",
+            f"{'metric':<9} {'value':>10}  {'at collapse':<11}  meaning",
+        ]
+        for field, (name, at_collapse, meaning) in _ROWS.items():
+            value = getattr(self, field)
+            if value is not None:
+                expected = self._one_vs_rest_at_collapse() if field == "gnc2" else at_collapse
+                lines.append(f"{name:<9} {value:>10.4g}  {expected:<11}  {meaning}")
+        if self.nc2 is None:
+            lines.append("(NC2, NC3, NC4, GNC2, GNC3 and accuracy need the classifier W.)")
+        return "\n".join(lines)
+
+    def _one_vs_rest_at_collapse(self) -> str:
+        """The one-vs-rest distance of the best packing, where it is known."""
+        try:
+            return f"{1 - np.cos(theory.packing_angle(self.num_classes, self.dim)):.4g}"
+        except ValueError:
+            return ""
+
+
+def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> Measurement:
+    """All metrics of features and labels, and of a classifier, computed in float64 on arrays of any kind.
+
+    Args:
+        features: (N, d): a NumPy or JAX array, a PyTorch tensor (on any device, requiring gradients or
+            not), nested lists, or what else `numpy.asarray` takes.
+        labels: classes in 0..K-1, integers (N,), at least one sample of each, as any of these.
+        W: classifier rows, (K, d), as `torch.nn.Linear.weight` has them, as any of these; K is the largest
+            label plus one if None.
+        bias: of the classifier, (K,); only NC4 and accuracy depend on it.
+
+    Returns:
+        A `Measurement`: floats, which print as a table that says what 0 and 1 mean.
+
+    Raises:
+        ValueError: an argument is not an array of numbers of the right shape, has values that are not
+            finite, a class has no sample, a label is out of range, or there are fewer than two classes.
+
+    >>> import ufm_jax as ufm
+    >>> print(ufm.metrics.measure([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0]], [0, 0, 1]))
+    3 samples, 2 classes, 2 dimensions
+    metric         value  at collapse  meaning
+    NC1          0.07407  0            within-class variability, against that between the classes
+    CDNV         0.02778  0            within-class variance over squared distance, by pairs of classes
+    (NC2, NC3, NC4, GNC2, GNC3 and accuracy need the classifier W.)
+    """
+    features, labels = _floats("features", features, 2), _integers(labels)
+    if len(features) != len(labels):
+        raise ValueError(
+            f"features must have a row a label, but have {len(features)} rows for {len(labels)} labels."
+        )
+    if bias is not None and W is None:
+        raise ValueError("bias needs W, the classifier that it belongs to.")
+    if W is None:
+        num_classes = int(labels.max(initial=0)) + 1
+    else:
+        W = _floats("W", W, 2)
+        num_classes = len(W)
+        if W.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"W must have a column a feature, {features.shape[1]}, but has shape {W.shape}."
+            )
+    if bias is not None:
+        bias = _floats("bias", bias, 1)
+        if len(bias) != num_classes:
+            raise ValueError(f"bias must have an entry a class, {num_classes}, but has {len(bias)}.")
+    # What depends on values can be checked only outside `jit`.
+    _checks.every_class_present(labels, num_classes)
+    with _enable_x64(True):
+        found = _all(features, labels, W, bias, num_classes)
+        values = {name: float(value) for name, value in found.items()}
+    return Measurement(num_classes, features.shape[1], len(features), **values)
+
+
+_enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else experimental)["enable_x64"]
+"""JAX before 0.8 has it among its experiments."""
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _all(
+    features: chex.Array,
+    labels: chex.Array,
+    W: chex.Array | None,
+    bias: chex.Array | None,
+    num_classes: int,
+) -> dict[str, chex.Array]:
+    found = {
+        "nc1": collapse.nc1(features, labels, num_classes),
+        "cdnv": collapse.cdnv(features, labels, num_classes),
+    }
+    if W is None:
+        return found
+    return found | {
+        "nc2": collapse.nc2(W),
+        "nc3": collapse.nc3(W, features, labels),
+        "nc4": collapse.nc4(W, features, labels, bias),
+        "gnc2": generalized.gnc2(W),
+        "gnc3": generalized.gnc3(W, features, labels),
+        "accuracy": jnp.mean(collapse.decisions(W, features, bias) == labels),
+    }
+
+
+def _floats(name: str, value: Any, ndim: int) -> np.ndarray:
+    """`value` as a finite float64 array with `ndim` axes."""
+    array = _array(name, value)
+    if array.ndim != ndim or array.size == 0 or array.dtype.kind not in "fiu":
+        kind = {1: "vector", 2: "matrix"}[ndim]
+        raise ValueError(
+            f"{name} must be a non-empty {kind} of real numbers, "
+            f"but has shape {array.shape} and dtype {array.dtype}."
+        )
+    array = array.astype(np.float64)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} must be finite, but {np.sum(~np.isfinite(array))} entries are not.")
+    return array
+
+
+def _integers(value: Any) -> np.ndarray:
+    labels = _array("labels", value)
+    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "labels must be a non-empty vector of integers, "
+            f"but have shape {labels.shape} and dtype {labels.dtype}."
+        )
+    return labels.astype(np.int64)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """`value` in NumPy; a tensor of PyTorch is taken off its graph and its device first."""
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # Which NumPy lacks.
+            value = value.float()
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from None
+    # JAX's narrow types are not among NumPy's own kinds of floats.
+    return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
