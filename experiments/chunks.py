@@ -8,10 +8,13 @@ import zipfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import experiments
 import ufm_jax
+from experiments import results
+from experiments.experiment import Config
 
 
 class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
@@ -67,10 +70,14 @@ def part(store: ChunkFolder | None, name: str) -> ChunkFolder | None:
     return None if store is None else store.part(name)
 
 
-def digest_of_code() -> str:
-    """What tells this code from any other that might compute other numbers."""
-    hasher = hashlib.sha256()
+def of_run(name: str, config: Config) -> ChunkFolder:
+    """The store for the grids of the experiment `name`; one of its own for all that decides the numbers.
+
+    That is the config, this code to the letter, JAX, and the kind of device.
+    """
+    code = hashlib.sha256()
     for package in (ufm_jax, experiments):
         for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            hasher.update(file.read_bytes())
-    return hasher.hexdigest()
+            code.update(file.read_bytes())
+    deciding = (code.hexdigest(), jax.__version__, jax.default_backend())
+    return ChunkFolder(results.checkpoint_folder(config, name) / results.fingerprint(config, *deciding))

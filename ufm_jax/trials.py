@@ -50,9 +50,9 @@ def grid(
         memory: bytes that the trials running at one time may use on a device.
         devices: where to run; all devices of all processes if None.
         progress: called with the number of finished trials and of all, before every chunk and at the end.
-        store: a mapping, such as a dictionary, that keeps every chunk as soon as it is finished. Trials that
-            it holds are not run again, on however many devices they ran. A store serves one `trial` and one
-            set of `axes`. Of several processes the first one's is used.
+        store: a mapping, such as a dictionary, that keeps every chunk as soon as it is finished. Trials
+            that it holds are not run again, on however many devices they ran. A store serves one `trial`
+            and one set of `axes`. Of several processes the first one's is used.
 
     Returns:
         The trial's pytree of NumPy arrays, each with one leading axis for each of `axes`, in their order.
@@ -153,7 +153,7 @@ def _by_keywords(trial: Callable) -> Callable:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(trial: Callable, batch_size: int, mesh: Mesh) -> Callable:
+def _compiled(trial: Callable, batch_size: int, mesh: Mesh) -> Any:
     def on_one_device(inputs):
         return jax.lax.map(trial, inputs, batch_size=batch_size if batch_size > 1 else None)
 
