@@ -1,9 +1,11 @@
 """The command line: `python -m experiments NAME [--field value ...]`.
 
-Exit codes: 0 the run finished, whatever its claims say; 2 bad input; 130 interrupted.
+Exit codes: 0 the run finished, whatever its claims say; 2 bad input; 130 interrupted; 1 or 134, of several
+processes that share the run, another one was lost.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -20,7 +22,7 @@ import matplotlib as mpl
 import tqdm
 import tyro
 
-from experiments import plotting, results
+from experiments import chunks, distributed, plotting, results
 from experiments.experiment import Claim, Config, Experiment, Progress, all_experiments
 
 _USAGE = "usage: python -m experiments NAME [--field value ...]     (NAME --help lists the fields)"
@@ -44,14 +46,21 @@ def main(arguments: Sequence[str]) -> int:
         config = _parse(experiment, arguments[1:])
         # Checks may evaluate closed forms, and JAX can be set up only before its first use.
         _set_up_jax(getattr(config, "dtype", "float32"))
+        distributed.start(config)
+        config = _with_dtype_of_device(config, arguments)
         experiment.check(config)
-        results.check_writable(config.out)
+        if distributed.is_first():
+            results.check_writable(config.out)
     except ValueError as error:
         return _bad_input(str(error))
     except OSError as error:
         return _bad_input(f"cannot write results into '{error.filename}': {error.strerror}.")
     try:
-        run(experiment, config)
+        with distributed.stopping_together():
+            run(experiment, config)
+    except distributed.ProcessLostError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         kept = results.checkpoint_folder(config, experiment.name).exists()
         outcome = "the same command continues from the last checkpoint" if kept else "nothing was written"
@@ -61,10 +70,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(experiment: Experiment, config: Config) -> None:
-    """Runs `experiment`, writes its results, and prints its claims and the path of its picture."""
+    """Runs `experiment`, writes its results, and prints its claims and the path of its picture.
+
+    Of several processes that share the run, the first does all but the computing.
+    """
     start = time.perf_counter()
-    with _progress_bar(experiment.name, config.quiet) as progress:
-        data = experiment.run(config, progress)
+    store = [chunks.of_run(experiment.name, config)] if experiment.resumable else []
+    with _progress_bar(experiment.name, config.quiet or not distributed.is_first()) as progress:
+        data = experiment.run(config, progress, *store)
+    if not distributed.is_first():
+        return
     claims = experiment.claims(config, data)
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
@@ -128,6 +143,15 @@ def _set_up_jax(dtype: str) -> None:
     with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
         if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def _with_dtype_of_device(config: Any, arguments: Sequence[str]) -> Any:
+    """`config`, with the floating type that a TPU has unless `arguments` name one."""
+    if getattr(config, "dtype", None) != "float64" or jax.default_backend() != "tpu":
+        return config
+    if any(argument.startswith("--dtype") for argument in arguments):
+        raise ValueError("dtype must be float32 on a TPU, which has no float64.")
+    return dataclasses.replace(config, dtype="float32")
 
 
 @contextlib.contextmanager

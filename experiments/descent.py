@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments import plotting
+from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, first_step, part
 from ufm_jax import _checks
 
@@ -61,6 +61,7 @@ def experiment(name: str, solver: Solver, steps: int, duration: str) -> Experime
         run=functools.partial(run, solver),
         claims=claims,
         plot=functools.partial(plot, words),
+        resumable=True,
     )
 
 
@@ -81,13 +82,17 @@ def models(config: Setting) -> dict[str, ufm.Problem]:
     }
 
 
-def run(solver: Solver, config: Config, progress: Progress) -> Data:
+def run(
+    solver: Solver, config: Config, progress: Progress, store: chunks.ChunkFolder | None = None
+) -> Data:
     data: Data = {"step": np.arange(config.steps + 1)}
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
     for i, (name, problem) in enumerate(models(config).items()):
         scale = 1.0 if name == "normalized" else config.start_scale
         trial = functools.partial(histories, problem, solver, config.dim, config.steps, config.dtype, scale)
-        found = ufm.trials.grid(trial, {"key": keys}, progress=part(progress, i, 2))
+        found = ufm.trials.grid(
+            trial, {"key": keys}, progress=part(progress, i, 2), store=chunks.part(store, name)
+        )
         data |= {f"{metric}_{name}": values for metric, values in found.items()}
     return data
 

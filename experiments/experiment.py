@@ -53,7 +53,13 @@ class UfmConfig(Config):
     scale: Literal["paper"] = "paper"
     """Size of the run; these experiments always run at the paper's own size."""
     dtype: Literal["float32", "float64"] = "float64"
-    """Floating type of the computation."""
+    """Floating type of the computation; on a TPU, which has no float64, the default is float32."""
+    coordinator: str = ""
+    """Of several processes that share the run: host:port of the first; auto on a TPU pod or under SLURM."""
+    processes: int = 1
+    """How many processes share the run; each is given the same command."""
+    process: int = 0
+    """Which of them this is, from 0; the first writes the results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Experiment:
         claims: what the paper says of the experiment, judged on the data.
         plot: the figure, laid out like the paper's.
         table: numbers for reading, in Markdown; None where the claims say all.
+        resumable: whether `run` takes a third argument, the `ChunkFolder` in which its grids keep what is
+            finished.
     """
 
     name: str
@@ -86,10 +94,11 @@ class Experiment:
     duration: str
     config: type[Config]
     check: Callable[[Any], None]
-    run: Callable[[Any, Progress], Data]
+    run: Callable[..., Data]
     claims: Callable[[Any, Data], list[Claim]]
     plot: Callable[[Any, Data], Figure]
     table: Callable[[Any, Data], str] | None = None
+    resumable: bool = False
 
 
 def all_experiments() -> dict[str, Experiment]:

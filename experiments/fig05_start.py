@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments import descent
+from experiments import chunks, descent
 from experiments.experiment import Claim, Data, Experiment, Progress, part
 
 SOLVERS = get_args(descent.Solver)
@@ -29,7 +29,7 @@ class Config(descent.Setting):
     """Most iterations of a trial."""
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
     scales = {"normalized": (1.0,), "regularized": config.start_scale}
     data: Data = {"start_scale": np.asarray(config.start_scale)}
@@ -41,7 +41,12 @@ def run(config: Config, progress: Progress) -> Data:
             return iterations_needed(problem, solver, config, scale, key)
 
         axes = {"scale": np.asarray(scales[name], config.dtype), "key": keys}
-        found = ufm.trials.grid(trial, axes, progress=part(progress, i, len(settings)))
+        found = ufm.trials.grid(
+            trial,
+            axes,
+            progress=part(progress, i, len(settings)),
+            store=chunks.part(store, f"{solver}-{name}"),
+        )
         data |= {f"{event}_{name}_{solver}": steps for event, steps in found.items()}
     return data
 
@@ -132,4 +137,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    resumable=True,
 )

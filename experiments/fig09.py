@@ -36,7 +36,7 @@ class Config(UfmConfig):
     """Iterations of gradient descent."""
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: ufm.trials.Store | None = None) -> Data:
     labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
 
     def trial(tau: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
@@ -73,7 +73,7 @@ def run(config: Config, progress: Progress) -> Data:
 
     tau = np.asarray(config.tau, config.dtype)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
-    data = ufm.trials.grid(trial, {"tau": tau, "key": keys}, progress=progress)
+    data = ufm.trials.grid(trial, {"tau": tau, "key": keys}, progress=progress, store=store)
     return {"tau": tau, "step": np.arange(config.steps + 1), **data}
 
 
@@ -178,4 +178,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    resumable=True,
 )

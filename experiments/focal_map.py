@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
+from experiments import chunks
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 
@@ -33,7 +34,7 @@ def check(config: Config) -> None:
     check_fields(config, lowest, positive=["tau"])
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
     map_tau = np.geomspace(0.1, 50, config.resolution)
     map_gamma = np.linspace(0, 6, config.resolution)
     test = ufm.theory.focal_is_optimal_at_collapse
@@ -58,7 +59,7 @@ def run(config: Config, progress: Progress) -> Data:
 
         certified.append(np.asarray(test(K, map_tau, map_gamma[:, None])))
         searched.append(np.asarray(test(K, tau[:, None], gamma)))
-        excess.append(ufm.trials.grid(trial, axes))
+        excess.append(ufm.trials.grid(trial, axes, store=chunks.part(store, str(i))))
     progress(1, 1)
     return {
         "map_tau": map_tau,
@@ -137,4 +138,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    resumable=True,
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 import ufm_jax as ufm
-from experiments import plotting
+from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 KINDS = ("rank one", "rank one, reflected", "antipodal", "merged classes", "found from a random start")
@@ -66,20 +67,22 @@ def check(config: Config) -> None:
             )
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
     sizes = list(zip(config.num_classes, config.samples_per_class, config.dim, strict=True))
     saddles, minima, spectra, rejected = [], [], {}, 0
     for i, (K, n, d) in enumerate(sizes):
         progress(i, len(sizes))
         size = {"num_classes": K, "samples_per_class": n, "dim": d}
-        candidates = _candidates(config, K, n, d)
-        described = ufm.trials.run(functools.partial(_describe, config, K, n), candidates)
+        own = chunks.part(store, str(i))
+        candidates = _candidates(config, K, n, d, own)
+        describe = functools.partial(_describe, config, K, n)
+        described = ufm.trials.run(describe, candidates, store=chunks.part(own, "described"))
         is_saddle = (described["gradient_norm"] <= CRITICAL) & (described["excess"] > ABOVE)
         rejected += np.sum(~is_saddle)
         columns = described | {"tau": candidates["tau"], "kind": candidates["kind"]}
         columns |= {name: np.full(len(is_saddle), value) for name, value in size.items()}
         saddles.append({name: np.asarray(values)[is_saddle] for name, values in columns.items()})
-        minima.append(_minima(config, K, n, d))
+        minima.append(_minima(config, K, n, d, chunks.part(own, "minima")))
         spectra[f"spectrum_{i}"] = _spectra_at_minimum(config, K, n, d)
     progress(1, 1)
     return {
@@ -98,7 +101,7 @@ def _problem(K: int, n: int, tau: Any) -> ufm.Problem:
     return ufm.normalized(ufm.balanced_labels(K, n), K, tau=tau)
 
 
-def _candidates(config: Config, K: int, n: int, d: int) -> dict[str, Any]:
+def _candidates(config: Config, K: int, n: int, d: int, store: chunks.ChunkFolder | None) -> dict[str, Any]:
     """Points built or found, of every kind, at every temperature: tau (S,), kind (S,), point (S, ...)."""
     tau = np.asarray(config.tau, config.dtype)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
@@ -127,17 +130,18 @@ def _candidates(config: Config, K: int, n: int, d: int) -> dict[str, Any]:
         return ufm.saddles.find_critical_point(problem, start, tolerance=CRITICAL / 10).point
 
     partitions = np.array(list(ufm.saddles.partitions(K)), int)
-    grids = [
-        ufm.trials.grid(functools.partial(rank_one, reflected=False), {"tau": tau, "key": few}),
-        ufm.trials.grid(functools.partial(rank_one, reflected=True), {"tau": tau, "key": few}),
-        ufm.trials.grid(antipodal, {"tau": tau}),
-        ufm.trials.grid(merged, {"tau": tau, "groups": partitions}) if len(partitions) else None,
-        ufm.trials.grid(found, {"tau": tau, "key": keys}),
+    grids: list[tuple[Callable, dict[str, Any]]] = [
+        (functools.partial(rank_one, reflected=False), {"key": few}),
+        (functools.partial(rank_one, reflected=True), {"key": few}),
+        (antipodal, {}),
+        (merged, {"groups": partitions}),
+        (found, {"key": keys}),
     ]
     parts = []
-    for kind, points in enumerate(grids):
-        if points is None:
+    for kind, (trial, axes) in enumerate(grids):
+        if trial is merged and len(partitions) == 0:
             continue
+        points = ufm.trials.grid(trial, {"tau": tau, **axes}, store=chunks.part(store, str(kind)))
         count = points.H.size // (len(tau) * K * n * d)
         parts.append(
             {
@@ -195,7 +199,9 @@ def _descend(config: Config, problem: ufm.Problem, point: ufm.Point) -> tuple[uf
     return jax.lax.while_loop(at_saddle, escape, (point, jnp.int32(0)))
 
 
-def _minima(config: Config, K: int, n: int, d: int) -> dict[str, np.ndarray]:
+def _minima(
+    config: Config, K: int, n: int, d: int, store: chunks.ChunkFolder | None
+) -> dict[str, np.ndarray]:
     """Excess and certificate (tau, trial) of what gradient descent reaches from random starts."""
 
     def trial(tau, key):
@@ -209,7 +215,8 @@ def _minima(config: Config, K: int, n: int, d: int) -> dict[str, np.ndarray]:
         return {"excess": excess, "is_global_minimum": verdict.is_global_minimum, "margin": verdict.margin}
 
     keys = jax.random.split(jax.random.key(config.seed + 1), config.trials)
-    return ufm.trials.grid(trial, {"tau": np.asarray(config.tau, config.dtype), "key": keys})
+    axes = {"tau": np.asarray(config.tau, config.dtype), "key": keys}
+    return ufm.trials.grid(trial, axes, store=store)
 
 
 def _spectra_at_minimum(config: Config, K: int, n: int, d: int) -> np.ndarray:
@@ -417,4 +424,5 @@ EXPERIMENT = Experiment(
     claims=claims,
     plot=plot,
     table=table,
+    resumable=True,
 )

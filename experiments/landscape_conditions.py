@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
+from experiments import chunks
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
 SETTLED = 1e-6
@@ -48,7 +49,7 @@ def check(config: Config) -> None:
     check_fields(config, lowest, positive=["tau"])
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
     axes = {"tau": np.asarray(config.tau), "key": keys}
     found = []
@@ -74,7 +75,7 @@ def run(config: Config, progress: Progress) -> Data:
                 "is_global_minimum": ufm.landscape.certify(problem, end.point).is_global_minimum,
             }
 
-        found.append(ufm.trials.grid(trial, axes))
+        found.append(ufm.trials.grid(trial, axes, store=chunks.part(store, str(i))))
     progress(1, 1)
     data = {name: np.stack([f[name] for f in found]) for name in found[0]}
     names = ("num_classes", "dim", "tau")
@@ -179,4 +180,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    resumable=True,
 )

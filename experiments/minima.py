@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments import plotting
+from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
 from ufm_jax import _checks
 
@@ -78,6 +78,7 @@ def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
         run=functools.partial(run, setting),
         claims=functools.partial(claims, setting),
         plot=functools.partial(plot, setting),
+        resumable=True,
     )
 
 
@@ -89,14 +90,16 @@ def check(setting: Setting, config: Config) -> None:
     setting.minimum(config, config.at_num_classes, config.at_tau)
 
 
-def run(setting: Setting, config: Config, progress: Progress) -> Data:
+def run(
+    setting: Setting, config: Config, progress: Progress, store: chunks.ChunkFolder | None = None
+) -> Data:
     # Each number of classes has shapes, and so a compiled program, of its own; temperatures share one.
     parts = len(config.num_classes) + 1
-    by_classes = [
-        _found(setting, config, k, (config.at_tau,), part(progress, i, parts))
-        for i, k in enumerate(config.num_classes)
-    ]
-    by_tau = _found(setting, config, config.at_num_classes, config.tau, part(progress, parts - 1, parts))
+    sweeps = [(k, (config.at_tau,)) for k in config.num_classes] + [(config.at_num_classes, config.tau)]
+    *by_classes, by_tau = (
+        _found(setting, config, k, tau, part(progress, i, parts), chunks.part(store, str(i)))
+        for i, (k, tau) in enumerate(sweeps)
+    )
     curve_tau = np.geomspace(min(config.tau), max(config.tau), 200)
     curves = {"minimum": setting.minimum, "at_collapse": setting.at_collapse}
     first = {name: np.concatenate([found[name] for found in by_classes]) for name in by_tau}
@@ -115,7 +118,12 @@ def run(setting: Setting, config: Config, progress: Progress) -> Data:
 
 
 def _found(
-    setting: Setting, config: Config, num_classes: int, tau: tuple[float, ...], progress: Progress
+    setting: Setting,
+    config: Config,
+    num_classes: int,
+    tau: tuple[float, ...],
+    progress: Progress,
+    store: chunks.ChunkFolder | None,
 ) -> Data:
     """Values and NC metrics (tau, trial) of found minima, and the closed forms (tau,)."""
     labels = ufm.balanced_labels(num_classes, config.samples_per_class)
@@ -147,7 +155,7 @@ def _found(
 
     temperatures = np.asarray(tau, config.dtype)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
-    found = ufm.trials.grid(trial, {"tau": temperatures, "key": keys}, progress=progress)
+    found = ufm.trials.grid(trial, {"tau": temperatures, "key": keys}, progress=progress, store=store)
     found["minimum"] = np.asarray(setting.minimum(config, num_classes, temperatures))
     if setting.at_collapse is not None:
         found["at_collapse"] = np.asarray(setting.at_collapse(config, num_classes, temperatures))

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -133,9 +131,8 @@ def train(
     ]
     rows: dict[str, list] = {group.name: [] for group in groups}
     for i, (group, start, stop) in enumerate(parts):
-        folder = (
-            results.checkpoint_folder(config, name) / _fingerprint(config) / f"{group.name}-{start}-{stop}"
-        )
+        kept = results.checkpoint_folder(config, name) / results.fingerprint(config)
+        folder = kept / f"{group.name}-{start}-{stop}"
         rows[group.name].append(
             _train_beside(
                 group,
@@ -233,13 +230,6 @@ def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
         compiled(start, (beside, beside), beside),
         compiled(advance, (beside, beside, everywhere), (beside, beside)),
     )
-
-
-def _fingerprint(config: NetworkConfig) -> str:
-    """A short name for all that decides the numbers of a run."""
-    fields = dataclasses.asdict(config)
-    deciding = {k: v for k, v in fields.items() if k not in ("out", "quiet", "checkpoint_seconds")}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def describe(config: NetworkConfig) -> str:

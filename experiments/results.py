@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -53,6 +54,14 @@ def checkpoint_folder(config: Config, name: str) -> Path:
     return config.out / f".{name}-checkpoints"
 
 
+def fingerprint(config: Config, *others: str) -> str:
+    """A short name for all that decides the numbers of a run: the fields that do, and `others`."""
+    indifferent = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
+    deciding = {k: v for k, v in dataclasses.asdict(config).items() if k not in indifferent}
+    text = json.dumps(deciding, sort_keys=True, default=str) + "".join(others)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
@@ -82,7 +91,12 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "seconds": round(seconds, 3),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
         "git": _git(),
     }
 

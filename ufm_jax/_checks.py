@@ -33,6 +33,12 @@ def within(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie between {low} and {high}, but is {value}.")
 
 
+def no_float64_on_tpu(platform: str, arrays: Any) -> None:
+    """`arrays` is a pytree of what has a dtype."""
+    if platform == "tpu" and any(x.dtype == np.float64 for x in jax.tree.leaves(arrays)):
+        raise ValueError("a TPU has no float64: the inputs and results of trials must be float32 there.")
+
+
 def labels_in_range(labels: chex.Array, num_classes: int) -> None:
     """`labels` is a vector of integers in 0..K-1, K at least 2."""
     at_least("num_classes", num_classes, 2)

@@ -1,24 +1,29 @@
 """Grids of trials: one pure function, run for every combination of its arguments.
 
 A trial is any function of arrays, usually `random_point` followed by `minimize`. The engine compiles it
-once, spreads the combinations over the devices, and hands them out in chunks so that memory stays bounded
-and a caller can show progress.
+once, spreads the combinations over the devices of all processes, and hands them out in chunks, so that
+memory stays bounded, a caller can show progress, and a store can keep what is finished.
 """
 
 import functools
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ufm_jax import _checks
 
 DEFAULT_MEMORY = 2 * 2**30
 """Bytes that the trials running at one time may use on a device, unless the caller says otherwise."""
+
+Store = MutableMapping[str, dict[str, np.ndarray]]
+"""Where finished chunks are kept: for each a name, and a dictionary of arrays."""
 
 
 def grid(
@@ -29,8 +34,11 @@ def grid(
     memory: int = DEFAULT_MEMORY,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
 ) -> Any:
     """Calls `trial(**point_of_the_grid)` for every combination of `axes`.
+
+    Where several processes share a run (`jax.distributed`), each makes the same call and gets all results.
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
@@ -40,14 +48,18 @@ def grid(
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many
             as fit into `memory`.
         memory: bytes that the trials running at one time may use on a device.
-        devices: where to run; all devices of this process if None.
-        progress: called with the number of finished trials and of all, first with 0.
+        devices: where to run; all devices of all processes if None.
+        progress: called with the number of finished trials and of all, before every chunk and at the end.
+        store: a mapping, such as a dictionary, that keeps every chunk as soon as it is finished. Trials
+            that it holds are not run again, on however many devices they ran. A store serves one `trial`
+            and one set of `axes`. Of several processes the first one's is used.
 
     Returns:
         The trial's pytree of NumPy arrays, each with one leading axis for each of `axes`, in their order.
 
     Raises:
-        ValueError: an axis is empty, or `batch_size` or `memory` is less than 1.
+        ValueError: an axis is empty, `batch_size` or `memory` is less than 1, or `store` holds chunks of
+            other axes or of a trial with other outputs.
     """
     axes = {
         n: np.asarray(values) if type(values) in (list, tuple) else values for n, values in axes.items()
@@ -67,6 +79,7 @@ def grid(
         memory=memory,
         devices=devices,
         progress=progress,
+        store=store,
     )
     return jax.tree.map(lambda x: x.reshape(*lengths.values(), *x.shape[1:]), flat)
 
@@ -79,9 +92,10 @@ def run(
     memory: int = DEFAULT_MEMORY,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
 ) -> Any:
     """Maps `trial` over the leading axis of the pytree `inputs`; the arguments are those of `grid`."""
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else list(devices)
     total = len(jax.tree.leaves(inputs)[0])
     _checks.at_least("the number of trials", total, 1)
     if batch_size is None:
@@ -94,20 +108,42 @@ def run(
     at_once = batch_size * len(devices)
     # About twenty chunks: often enough to show progress, seldom enough to cost nothing.
     chunk_size = at_once * max(1, math.ceil(total / (20 * at_once)))
-    mapped = _compiled(trial, batch_size, tuple(devices))
+    mesh = Mesh(np.array(devices), ("trials",))
+    mapped = _compiled(trial, batch_size, mesh)
 
-    finished = []
-    for start in range(0, total, chunk_size):
+    def chunk(members: np.ndarray) -> Any:
+        # A short one repeats its last trial, so that every chunk has one shape and compiles once.
+        members = np.pad(members, (0, chunk_size - len(members)), mode="edge")
+        return jax.tree.map(lambda x: _spread(x, members, mesh), inputs)
+
+    shapes = mapped.eval_shape(chunk(np.arange(min(chunk_size, total))))
+    _checks.no_float64_on_tpu(devices[0].platform, (inputs, shapes))
+    results = jax.tree.map(lambda x: np.zeros((total, *x.shape[1:]), x.dtype), shapes)
+    finished = np.zeros(total, bool)
+    if store is not None:
+        is_first = jax.process_index() == min(device.process_index for device in devices)
+        grid_digest = _digest(inputs, results)
+        if is_first:
+            _recall(store, grid_digest, results, finished)
+        if mesh.is_multi_process:
+            found = multihost_utils.broadcast_one_to_all((results, finished), is_first)
+            results, finished = jax.tree.map(np.array, found)
+
+    remaining = np.flatnonzero(~finished)
+    for start in range(0, len(remaining), chunk_size):
         if progress is not None:
-            progress(start, total)
-        # The last chunk repeats its last trial, so that every chunk has one shape and compiles once.
-        members = np.minimum(np.arange(start, start + chunk_size), total - 1)
-        outputs = mapped(jax.tree.map(lambda x, members=members: x[members], inputs))
-        keep = min(chunk_size, total - start)
-        finished.append(jax.tree.map(lambda x, keep=keep: np.asarray(x)[:keep], outputs))
+            progress(total - len(remaining) + start, total)
+        members = remaining[start : start + chunk_size]
+        outputs = mapped(chunk(members))
+        rows = {path: np.asarray(x)[: len(members)] for path, x in _named(outputs).items()}
+        for path, whole in _named(results).items():
+            whole[members] = rows[path]
+        if store is not None and is_first:
+            name = f"{members[0]}-{members[-1]}"
+            store[name] = {"grid": grid_digest, "trials": members, **rows}
     if progress is not None:
         progress(total, total)
-    return jax.tree.map(lambda *chunks: np.concatenate(chunks), *finished)
+    return results
 
 
 @functools.lru_cache(maxsize=32)
@@ -117,20 +153,64 @@ def _by_keywords(trial: Callable) -> Callable:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(trial: Callable, batch_size: int, devices: tuple[jax.Device, ...]) -> Callable:
+def _compiled(trial: Callable, batch_size: int, mesh: Mesh) -> Any:
     def on_one_device(inputs):
         return jax.lax.map(trial, inputs, batch_size=batch_size if batch_size > 1 else None)
 
     over_trials = PartitionSpec("trials")
-    return jax.jit(
-        jax.shard_map(
-            on_one_device,
-            mesh=Mesh(np.array(devices), ("trials",)),
-            in_specs=over_trials,
-            out_specs=over_trials,
-            check_vma=False,
-        )
+    mapped = jax.shard_map(
+        on_one_device, mesh=mesh, in_specs=over_trials, out_specs=over_trials, check_vma=False
     )
+    # A process can read its own devices alone: with several, every device gets all results.
+    readable = PartitionSpec() if mesh.is_multi_process else over_trials
+    return jax.jit(mapped, out_shardings=NamedSharding(mesh, readable))
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _spread(x: Any, members: np.ndarray, mesh: Mesh) -> jax.Array:
+    """The rows `members` of `x`, which every process has, spread over the devices of all."""
+    if _is_key(x):
+        data = _spread(jax.random.key_data(x), members, mesh)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    rows = np.asarray(x)[members]
+    sharding = NamedSharding(mesh, PartitionSpec("trials"))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def _recall(store: Store, grid_digest: np.ndarray, results: Any, finished: np.ndarray) -> None:
+    """Fills in the results of the trials that `store` holds, and marks these as finished."""
+    for name in list(store):
+        chunk = store.get(name)
+        if chunk is None:  # It was damaged.
+            continue
+        if not np.array_equal(chunk["grid"], grid_digest):
+            raise ValueError(
+                "store must be empty or hold chunks of this grid, but holds some of a grid with other "
+                f"inputs or outputs (trials {name})."
+            )
+        for path, whole in _named(results).items():
+            whole[chunk["trials"]] = chunk[path]
+        finished[chunk["trials"]] = True
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their paths in it."""
+    return {
+        "output" + jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digest(inputs: Any, results: Any) -> np.ndarray:
+    """32 bytes that stand for the values of a grid's inputs, and for the shapes of its results."""
+    hasher = hashlib.sha256()
+    for name, x in [*_named(inputs).items(), *_named(results).items()]:
+        hasher.update(f"{name} {x.dtype} {x.shape}".encode())
+    for x in jax.tree.leaves(inputs):
+        hasher.update(np.ascontiguousarray(jax.random.key_data(x) if _is_key(x) else x).tobytes())
+    return np.frombuffer(hasher.digest(), np.uint8)
 
 
 def _bytes_of_a_trial(trial: Callable, one: Any) -> int:
