@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -53,6 +54,19 @@ def checkpoint_folder(config: Config, name: str) -> Path:
     return config.out / f".{name}-checkpoints"
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or not there: an interrupted write leaves the earlier one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
+        try:
+            new.write(content)
+            new.close()
+            Path(new.name).chmod(0o644)
+            Path(new.name).replace(path)
+        except BaseException:
+            Path(new.name).unlink()
+            raise
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
@@ -79,10 +93,16 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
         "scale": fields.get("scale"),
         "config": fields,
         "seed": config.seed,
-        "claims": [dataclasses.asdict(claim) for claim in claims],
+        # A comparison of arrays is no Python bool, and JSON would keep it as a word.
+        "claims": [dataclasses.asdict(claim) | {"holds": bool(claim.holds)} for claim in claims],
         "seconds": round(seconds, 3),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processor": _processor(),
+        },
         "git": _git(),
     }
 
@@ -92,6 +112,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _processor() -> str | None:
+    """The name of the host's processor, where the system tells it."""
+    with contextlib.suppress(OSError):
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1].strip()
+    return platform.processor() or None
 
 
 def _git() -> dict[str, Any] | None:
