@@ -13,8 +13,8 @@ import docstring_parser
 
 from experiments.experiment import Claim, Config, Experiment, all_experiments
 
-LOCAL = ("out", "quiet")
-"""Fields that decide where a run writes and what it prints, and none of its numbers."""
+LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
+"""Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
