@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks test test-slow lint format clean
+.PHONY: help setup figures networks report record test test-slow lint format clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
@@ -47,6 +47,12 @@ $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
+
+report: $(READY)  ## One page of all results: results/index.html (10 s)
+	@$(BIN)/python -m experiments.report $(ARGS)
+
+record: $(READY)  ## Keep the results in docs/results.md and docs/record (10 s)
+	@$(BIN)/python -m experiments.record $(ARGS)
 
 test: $(READY)  ## Tests without the slow ones (7 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

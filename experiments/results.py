@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -62,6 +63,19 @@ def fingerprint(config: Config, *others: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or not there: an interrupted write leaves the earlier one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
+        try:
+            new.write(content)
+            new.close()
+            Path(new.name).chmod(0o644)
+            Path(new.name).replace(path)
+        except BaseException:
+            Path(new.name).unlink()
+            raise
+
+
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
@@ -88,7 +102,8 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
         "scale": fields.get("scale"),
         "config": fields,
         "seed": config.seed,
-        "claims": [dataclasses.asdict(claim) for claim in claims],
+        # A comparison of arrays is no Python bool, and JSON would keep it as a word.
+        "claims": [dataclasses.asdict(claim) | {"holds": bool(claim.holds)} for claim in claims],
         "seconds": round(seconds, 3),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "device": {
@@ -96,6 +111,7 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
             "kind": device.device_kind,
             "count": jax.device_count(),
             "processes": jax.process_count(),
+            "processor": _processor(),
         },
         "git": _git(),
     }
@@ -106,6 +122,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _processor() -> str | None:
+    """The name of the host's processor, where the system tells it."""
+    with contextlib.suppress(OSError):
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1].strip()
+    return platform.processor() or None
 
 
 def _git() -> dict[str, Any] | None:

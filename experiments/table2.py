@@ -80,9 +80,27 @@ def plot(config: Config, data: Data) -> Figure:
         axes.margins(y=0.12)
         axes.grid(False, axis="x")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    dashes = "; dashed: the paper's" if config.dataset == "cifar100" else ""
+    papers = any(_is_the_papers(config, architecture) for architecture in config.architecture)
+    dashes = "; dashed: the paper's" if papers else ""
     figure.supxlabel(comparison.caption(config) + dashes, fontsize=8)
     return figure
+
+
+def table(config: Config, data: Data) -> str:
+    """The table in Markdown, with the paper's numbers where it prints them."""
+    lines = [
+        "| network | test accuracy | the paper's | test NC1 | the paper's |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for architecture in config.architecture:
+        for model in ("regularized", "normalized"):
+            name = f"{model}_{architecture}"
+            theirs = PAPER[name] if _is_the_papers(config, architecture) else None
+            cells = [f"{comparison.TITLES[architecture]}, {model}"]
+            for i, form in enumerate((".1%", ".3f")):
+                cells += [f"{_final(data, name)[i]:{form}}", f"{theirs[i]:{form}}" if theirs else "-"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _final(data: Data, name: str) -> tuple[float, float]:
@@ -92,7 +110,11 @@ def _final(data: Data, name: str) -> tuple[float, float]:
 
 
 def _is_the_papers(config: Config, architecture: str) -> bool:
-    return config.dataset == "cifar100" and f"normalized_{architecture}" in PAPER
+    """Whether the paper prints numbers of this network, trained at this size."""
+    at_paper = Config.at_scale("paper")
+    size = ("dataset", "samples_per_class", "epochs", "width")
+    same = all(getattr(config, name) == getattr(at_paper, name) for name in size)
+    return same and f"normalized_{architecture}" in PAPER
 
 
 EXPERIMENT = Experiment(
@@ -104,4 +126,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    table=table,
 )

@@ -125,6 +125,7 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert summary["seconds"] > 0
     for claim in summary["claims"]:
         assert set(claim) == {"claim", "holds", "measured"}
+        assert isinstance(claim["holds"], bool)
         assert claim["claim"] in out
     assert ("FAILS" in out) == (not all(claim["holds"] for claim in summary["claims"]))
 

@@ -1,0 +1,162 @@
+"""The record: `python -m experiments.record` keeps what the runs in the results folder came to in docs/.
+
+Each run leaves its summary and a small picture in docs/record, in place of an earlier run's. These and the
+remarks in docs/record/remarks.toml are all that docs/results.md is made from. Exit codes: 0 it was written;
+2 bad input.
+"""
+
+import dataclasses
+import io
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import PIL.Image
+import tyro
+
+from experiments import results as writing
+from experiments import runs
+from experiments.runs import Run
+
+WIDTH = 700
+"""Width of the record's pictures."""
+COLORS = 64
+"""Colours of the record's pictures, few so that they are small files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Keeps the results of all runs in the documents."""
+
+    results: Path = Path("results")
+    """Folder of the runs."""
+    docs: Path = Path("docs")
+    """Folder of the documents."""
+
+
+def keep(results: Path, docs: Path) -> list[str]:
+    """Copies what matters of the runs in `results` into the record; a sentence on each it could not."""
+    found, skipped = runs.read(results)
+    for run in found:
+        target = docs / "record" / run.place
+        try:
+            picture = small_picture(results / run.place / f"{run.experiment.name}.png")
+        except OSError:
+            skipped.append(f"{run.place} is left out: its picture is missing or damaged.")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(what_matters(run), indent=2, ensure_ascii=False) + "\n"
+        writing.write_file(Path(f"{target}.png"), picture)
+        writing.write_file(Path(f"{target}.json"), text.encode())
+    return skipped
+
+
+def what_matters(run: Run) -> dict:
+    """A run's summary with its table, without what is true only of the folder that it was written into."""
+    kept = dict(run.summary)
+    kept["config"] = {name: value for name, value in run.config.items() if name not in runs.LOCAL}
+    if "/" in run.place:
+        kept["config"]["out"] = f"results/{run.place.rpartition('/')[0]}"
+    return kept | ({"table": run.table} if run.table else {})
+
+
+def small_picture(path: Path) -> bytes:
+    """The picture at `path` as a small PNG; raises OSError where it is none."""
+    with PIL.Image.open(path) as picture:
+        size = (WIDTH, round(WIDTH * picture.height / picture.width))
+        small = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLORS)
+    file = io.BytesIO()
+    small.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def recorded(docs: Path) -> list[Run]:
+    """The runs in the record."""
+    folder = docs / "record"
+    found = []
+    for file in folder.rglob("*.json"):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        place = file.relative_to(folder).as_posix().removesuffix(".json")
+        found.append(runs.from_summary(place, summary, summary.get("table")))
+    return runs.in_order(found)
+
+
+def remarks(docs: Path) -> dict[str, dict[str, dict]]:
+    """By place and scale of a run: a `remark`, and words of each claim that `fails` in the run it is on."""
+    return tomllib.loads((docs / "record" / "remarks.toml").read_text(encoding="utf-8"))
+
+
+def speaks_of(remark: dict, run: Run) -> bool:
+    """Whether the claims of `run` that fail are those that `remark` was written for."""
+    failing = [claim.claim for claim in run.claims if not claim.holds]
+    explained = all(any(words in claim for words in remark["fails"]) for claim in failing)
+    return explained and all(any(words in claim for claim in failing) for words in remark["fails"])
+
+
+def document(docs: Path) -> str:
+    """docs/results.md, from the record alone."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments"),
+        autoescape=False,  # It is Markdown; what the runs wrote goes through `escape`.
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found, written = recorded(docs), remarks(docs)
+    return environment.get_template("results.md").render(
+        runs=found,
+        papers=[run for run in found if _is_papers(run.experiment.name)],
+        ours=[run for run in found if not _is_papers(run.experiment.name)],
+        missing=runs.missing(found),
+        remark=lambda run: _remark(written, run),
+        speaks_of=speaks_of,
+        escape=_escape,
+    )
+
+
+def _is_papers(name: str) -> bool:
+    return re.fullmatch(r"(fig|table)\d+", name) is not None
+
+
+def _remark(all_remarks: dict[str, dict[str, dict]], run: Run) -> dict | None:
+    return all_remarks.get(run.place, {}).get(str(run.config.get("scale")))
+
+
+def _escape(text: str) -> str:
+    """Text as Markdown that shows it as it is, also in a table."""
+    return re.sub(r"([\\|<*~`$\[])", r"\\\1", " ".join(text.split()))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Makes the record that `arguments` ask for, prints the document's path, and returns the exit code."""
+    options = tyro.cli(
+        Options, args=list(arguments), prog="python -m experiments.record", use_underscores=True
+    )
+    if not (options.docs / "record" / "remarks.toml").is_file():
+        print(f"error: there is no '{options.docs}/record/remarks.toml'.", file=sys.stderr)
+        return 2
+    try:
+        # Without results the document is made again from the record.
+        skipped = keep(options.results, options.docs) if options.results.is_dir() else []
+        text = document(options.docs)
+        writing.write_file(options.docs / "results.md", text.encode())
+    except (ValueError, OSError) as error:
+        print(f"error: the record cannot be made: {error}", file=sys.stderr)
+        return 2
+    for sentence in skipped:
+        print(sentence)
+    for run in recorded(options.docs):
+        remark = _remark(remarks(options.docs), run)
+        if remark is not None and not speaks_of(remark, run):
+            print(f"{run.place}: its remark was written for other verdicts; see record/remarks.toml.")
+    print(options.docs / "results.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
