@@ -1,7 +1,7 @@
 """The command line: `python -m experiments NAME [--field value ...]`.
 
-Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback; 2 bad input, with one
-line on stderr; 130 interrupted, by Ctrl-C. Only a run that finished changes the results.
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback; 2 bad input, with
+one line on stderr; 130 interrupted, by Ctrl-C. Only a run that finished changes the results.
 """
 
 import contextlib
@@ -144,14 +144,14 @@ def claims_table(claims: list[Claim]) -> str:
 
 def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
     """The config that the command line asks for; raises ValueError with tyro's complaint on one line."""
-    complaint = io.StringIO()
+    complaint, title = io.StringIO(), experiment.title
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 experiment.config,
                 default=experiment.config.at_scale(_scale(arguments)),
                 prog=f"python -m experiments {experiment.name}",
-                description=f"{experiment.title[:1].upper()}{experiment.title[1:]} ({experiment.duration}).",
+                description=f"{title[:1].upper()}{title[1:]} ({experiment.duration}).",
                 args=list(arguments),
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
