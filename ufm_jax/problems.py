@@ -207,6 +207,10 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
 
     Raises:
         ValueError: K < 2 or n < 1.
+
+    Example:
+        >>> print(ufm.balanced_labels(num_classes=3, samples_per_class=2))
+        [0 0 1 1 2 2]
     """
     _checks.at_least("num_classes", num_classes, 2)
     _checks.at_least("samples_per_class", samples_per_class, 1)
@@ -230,6 +234,12 @@ def normalized(
 
     Raises:
         ValueError: K < 2, a label out of range, or tau not positive (checked outside `jit`).
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3, tau=5.0)
+        >>> point = problem.random_point(jax.random.key(0), dim=4)
+        >>> point.W.shape, point.H.shape
+        ((3, 4), (6, 4))
     """
     _checks.positive("tau", tau)
     return _problem(labels, num_classes, loss, Oblique(), tau=tau)
@@ -257,6 +267,12 @@ def regularized(
     Raises:
         ValueError: K < 2, a label out of range, or a negative decay (checked outside `jit`).
 
+    Example:
+        >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> origin = ufm.Point(W=jnp.zeros((3, 4)), H=jnp.zeros((6, 4)))
+        >>> print(f"{problem.cost(origin):.4f} = log 3")
+        1.0986 = log 3
+
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
     NeurIPS 2021.
     """
@@ -279,6 +295,11 @@ def contrastive(labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0) -
     Raises:
         ValueError: K < 2, a label out of range, a class of one sample, or tau not positive (checked
             outside `jit`).
+
+    Example:
+        >>> problem = ufm.contrastive(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> problem.random_point(jax.random.key(0), dim=4).W is None
+        True
     """
     _checks.positive("tau", tau)
     _checks.pairs_in_every_class(labels)

@@ -117,6 +117,15 @@ def minimize(
 
     Raises:
         ValueError: negative `max_steps` or `tolerance`, or a point whose shapes do not fit the problem.
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> start = problem.random_point(jax.random.key(0), dim=4)
+        >>> result = ufm.minimize(problem, start, ufm.solvers.gradient_descent(), tolerance=1e-4)
+        >>> ufm.Status(int(result.status)).name
+        'CONVERGED'
+        >>> print(f"{result.value:.4f}, by theory {ufm.theory.cross_entropy_minimum(3, tau=1.0):.4f}")
+        0.3690, by theory 0.3690
     """
     _checks.at_least("max_steps", max_steps, 0)
     _checks.at_least("tolerance", tolerance, 0)
