@@ -1,11 +1,11 @@
-"""The code people copy from the documents and the docstrings runs as it stands, and the pages are up to date."""
+"""The code people copy from documents and docstrings runs as it stands, and the pages are up to date."""
 
-import ast
 import doctest
 import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +15,9 @@ import numpy as np
 import optax
 import pytest
 
+import experiments
 import ufm_jax as ufm
+from experiments import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -44,7 +46,7 @@ def test_the_examples_of_the_docstrings_run(module):
 
 
 def run_blocks(document):
-    """Runs the blocks of a page as a reader who copies one after the other; returns the names they leave."""
+    """Runs the blocks of a page one after the other, as a reader does; returns the names they leave."""
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.S):
         exec(compile(block, document.name, "exec"), names)
@@ -74,8 +76,32 @@ def test_the_code_of_the_guide_does_what_the_guide_says(tmp_path, monkeypatch, c
     assert [file.name for file in tmp_path.iterdir()] == ["squared_error.png"]
 
 
+def test_the_solver_of_contributing_converges(capsys):
+    names = run_blocks(ROOT / "CONTRIBUTING.md")
+    assert capsys.readouterr().out == "CONVERGED\n"
+    expected = ufm.theory.cross_entropy_minimum(3, 1.0)
+    np.testing.assert_allclose(names["result"].value, expected, atol=1e-5)
+
+
+def test_the_experiment_of_contributing_is_found_and_runs(tmp_path, monkeypatch, capsys):
+    """Dropped in as a file, without another change."""
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+    (tmp_path / "certified.py").write_text(block)
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    assert cli.main([]) == 0
+    assert "certified" in capsys.readouterr().out
+    code = cli.main(["certified", "--tau", "0.5", "5", "--trials", "2", "--out", str(tmp_path / "results")])
+    sys.modules.pop("experiments.certified")
+    assert code == 0
+    assert "holds  every minimum found is global, to 1e-6" in capsys.readouterr().out
+    with np.load(tmp_path / "results" / "certified" / "data.npz") as data:
+        assert data["gap"].shape == (2, 2)
+
+
 def test_the_code_of_the_other_documents_runs():
-    for document in set(DOCUMENTS) - {ROOT / "README.md", ROOT / "docs" / "guide.md"}:
+    said = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guide.md"}
+    assert said <= set(DOCUMENTS)
+    for document in set(DOCUMENTS) - said:
         run_blocks(document)
 
 
@@ -111,6 +137,33 @@ def test_the_generated_pages_are_those_of_the_source(generate):
     for path, text in generate.all_pages().items():
         assert path.read_text() == text, f"{path.name} is out of date: run `make docs`."
     assert set(generate.REFERENCE.glob("*")) == set(generate.all_pages()) - {generate.ARCHITECTURE}
+
+
+def test_the_picture_of_the_architecture_is_true(generate):
+    """Within a package every import is an arrow or follows from some; and every arrow is an import."""
+    arrows = re.findall(r"^  (\S+) --> (\S+)$", generate.ARCHITECTURE.read_text(), re.M)
+    assert len(arrows) > 20
+    imported = {
+        (generate.box(module), generate.box(other) or other)
+        for module, others in generate.imports().items()
+        for other in others
+    }
+    across = {(start, end.split(".")[0]) for start, end in imported}
+    assert set(arrows) <= imported | across
+
+    followed = set(arrows)
+    while more := {(a, d) for a, b in followed for c, d in arrows if b == c} - followed:
+        followed |= more
+    inside = {
+        (a, b) for a, b in imported if a and a != b and "." in b and a.split(".")[0] == b.split(".")[0]
+    }
+    assert {(a, b) for a, b in inside if not b.split(".")[1].startswith("_")} <= followed
+    assert not {(b, a) for a, b in followed} & followed, "two modules import each other"
+    for allowed in (("experiments", "nets"), ("experiments", "ufm_jax"), ("nets", "ufm_jax")):
+        across -= {(a, b) for a, b in across if a and (a.split(".")[0], b) == allowed}
+    assert all(a is None or a.split(".")[0] == b for a, b in across), (
+        "an arrow between packages points back"
+    )
 
 
 def test_the_reference_describes_what_the_modules_export(generate):

@@ -201,8 +201,9 @@ def optimality_gap(problem: Problem, point: Point) -> chex.Array:
     on the spheres `<G, M'> >= -tau sqrt(K N) |G|`, |G| the spectral norm. So the gap is
     `tau (sum alpha + sqrt(K N) |G|)`. Where it is 0, the point is a global minimum: so it is at the minimum
     of Theorem 1, and for label smoothing and squared errors. Elsewhere a gap above 0 may remain even at a
-    minimum; the cost less the gap is still a lower bound of it. Whether the loss is convex is for the caller
-    to know: cross entropy, label smoothing, squared errors and hinges are, the focal loss is not.
+    minimum; the cost less the gap is still a lower bound of it. Whether the loss is convex is for the
+    caller to know: cross entropy, label smoothing, squared errors and hinges are, the focal loss is not.
+    Proof: docs/landscape.md.
 
     Args:
         problem: of `ufm_jax.normalized`, any loss that is convex in the logits, classes of any size.

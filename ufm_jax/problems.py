@@ -1,5 +1,6 @@
 """The optimization problems of the paper over unconstrained features, as pure functions of a point.
 
+The normalized UFM is the paper's problem (4), and its derivatives are those of Appendix B.1.
 Every problem here has one shape: an expensive bilinear part, the scores of the samples, and a cheap rest,
 
     cost(point) = mean_i loss(scores(point)_i, label_i) + decays.

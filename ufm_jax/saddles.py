@@ -1,7 +1,7 @@
 """Critical points of the normalized UFM that are not its minimum, built or found.
 
 `rank_one`, `merged_classes` and `antipodal` build them; `find_critical_point` goes to one from anywhere.
-What they are like is asked of `ufm_jax.landscape`.
+What they are like is asked of `ufm_jax.landscape`. The paper's Proposition 2 is about them.
 """
 
 from collections.abc import Iterator

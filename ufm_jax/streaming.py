@@ -22,6 +22,9 @@ even those do not fit, the second fold may compute the features again. Memory is
 
 The definitions are those of `ufm_jax.metrics`. That module squares class means to (M M^T)^+, which suits
 float64; here M is decomposed itself, which loses half as many digits and so serves float32.
+
+Reference, for two passes: Chan, Golub, LeVeque, *Algorithms for Computing the Sample Variance*, American
+Statistician 1983.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,8 @@
 """What the paper proves, in closed form: the simplex ETF and the values of the losses at collapse.
 
-K is the number of classes, tau the temperature. All functions of tau accept arrays and broadcast.
+K is the number of classes, tau the temperature. All functions of tau accept arrays and broadcast. They are
+the paper's (Theorem 1, Appendix E), and where it leaves a minimum open, of docs/label_smoothing.md and
+docs/focal.md.
 """
 
 import chex

@@ -1,4 +1,7 @@
-"""What every solver shares: an iterate, the pair of pure functions `init` and `step`, and `minimize`."""
+"""What every solver shares: an iterate, the pair of pure functions `init` and `step`, and `minimize`.
+
+Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), chapter 4.
+"""
 
 import enum
 from collections.abc import Callable
@@ -32,10 +35,12 @@ class Iterate(NamedTuple):
 
     @property
     def point(self) -> Point:
+        """Where: `Point(W=(K, d), H=(N, d))`."""
         return self.evaluation.point
 
     @property
     def value(self) -> chex.Array:
+        """The cost there, a scalar."""
         return self.evaluation.value
 
 
@@ -79,7 +84,15 @@ class Result(NamedTuple):
 
 
 def iterate_at(problem: Problem, evaluation: Evaluation) -> Iterate:
-    """Completes a forward pass with its gradient."""
+    """Completes a forward pass with its gradient: what `init` and `step` of a solver return in their state.
+
+    Args:
+        problem: whose cost.
+        evaluation: of `problem.evaluate(point)`.
+
+    Returns:
+        The `Iterate`.
+    """
     return iterate_with(problem, evaluation, problem.euclidean_gradient(evaluation))
 
 
