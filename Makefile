@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks report record test test-slow lint format clean
+.PHONY: help setup figures networks report record test test-slow lint format docs clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
@@ -68,6 +68,9 @@ lint: $(READY)  ## Linters, formatting and types (30 s)
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## The pages made from the source: docs/reference and the picture of docs/architecture.md
+	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the environment and caches, keep results
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,11 +4,21 @@ import os
 import sys
 import traceback
 
-from experiments.cli import main
+
+def main() -> int:
+    """Runs the command line, and returns its exit code."""
+    try:
+        from experiments import cli
+
+        return cli.main(sys.argv[1:])
+    except KeyboardInterrupt:  # Before there was a run to interrupt.
+        print("\ninterrupted: nothing was written.", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     try:
-        code = main(sys.argv[1:])
+        code = main()
     except Exception:
         traceback.print_exc()
         code = 1

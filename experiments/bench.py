@@ -427,8 +427,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="bench",
-    title="speed: against pymanopt, the product peak, and the K N d law",
-    duration="about 4 min",
+    title="speed: against pymanopt, product peak, K N d law",
+    duration="5 min",
     config=Config,
     check=check,
     run=run,

@@ -1,21 +1,26 @@
 """The command line: `python -m experiments NAME [--field value ...]`.
 
-Exit codes: 0 the run finished, whatever its claims say; 2 bad input; 130 interrupted; 1 or 134, of several
-processes that share the run, another one was lost.
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or (also 134) lost one
+of several processes; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C. Only a run that
+finished changes the results.
 """
 
 import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import jax
 import matplotlib as mpl
@@ -23,21 +28,32 @@ import tqdm
 import tyro
 
 from experiments import chunks, distributed, plotting, results
-from experiments.experiment import Claim, Config, Experiment, Progress, all_experiments
+from experiments.experiment import Claim, Config, Experiment, Progress, UfmConfig, all_experiments
 
-_USAGE = "usage: python -m experiments NAME [--field value ...]     (NAME --help lists the fields)"
+_USAGE = """\
+usage: python -m experiments NAME [--field value ...]
+
+  NAME --help             the fields of an experiment, and their defaults
+  NAME --tau 0.5 1 5      a field that sweeps takes several values
+  NAME --quiet            for scripts: print only the path of the picture
+"""
+
+_EXIT_CODES = """\
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a
+traceback; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C.
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the experiment that `arguments` names, and returns the exit code."""
     catalog = all_experiments()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE + "\n")
-        for experiment in catalog.values():
-            print(f"  {experiment.name:<12} {experiment.title}  ({experiment.duration})")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(f"{_USAGE}\n{listing(catalog)}\n{_EXIT_CODES}", end="")
         return 0
+    if arguments[0].startswith("-"):
+        return _bad_input(f"the name of an experiment comes first, before {arguments[0]}.")
     if arguments[0] not in catalog:
-        near = difflib.get_close_matches(arguments[0], catalog, n=1)
+        near = difflib.get_close_matches(arguments[0].lower(), catalog, n=1)
         hint = f"did you mean {near[0]}? It must be" if near else "it must be"
         return _bad_input(f"unknown experiment '{arguments[0]}': {hint} one of {', '.join(catalog)}.")
 
@@ -63,10 +79,50 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         kept = results.checkpoint_folder(config, experiment.name).exists()
-        outcome = "the same command continues from the last checkpoint" if kept else "nothing was written"
-        print(f"\ninterrupted: {outcome}.", file=sys.stderr)
+        outcome = (
+            "to continue from the last checkpoint:" if kept else "nothing was written; to start again:"
+        )
+        print(f"\ninterrupted: {outcome} {_command(arguments)}", file=sys.stderr)
         return 130
     return 0
+
+
+def listing(catalog: Mapping[str, Experiment]) -> str:
+    """The experiments in groups, one line each with their usual time, on as many columns as there are."""
+    columns = min(shutil.get_terminal_size().columns, 108)
+    names = max(map(len, catalog))
+    costs = max(len(experiment.duration) for experiment in catalog.values())
+    lines = []
+    for group, members in itertools.groupby(sorted(catalog.values(), key=_group), key=_group):
+        lines.append(_GROUPS[group])
+        for e in members:
+            start = f"  {e.name:<{names}}  {e.duration:>{costs}}  "
+            lines += textwrap.wrap(start + e.title, columns, subsequent_indent=" " * len(start))
+        lines.append("")
+    return "\n".join(lines)
+
+
+_GROUPS = [
+    "Figures of the unconstrained feature model (time on two CPU cores):",
+    "Networks (time at --scale laptop; --scale paper is CIFAR, and wants a GPU):",
+    "Beyond the paper's figures:",
+]
+
+
+def _group(experiment: Experiment) -> int:
+    if not experiment.name.startswith(("fig", "table")):
+        return 2
+    return 0 if issubclass(experiment.config, UfmConfig) else 1
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What to type in this folder for a run with these arguments."""
+    python = Path(sys.executable)
+    if shutil.which("python") == sys.executable:
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "experiments", *arguments])
 
 
 def run(experiment: Experiment, config: Config) -> None:
@@ -103,14 +159,14 @@ def claims_table(claims: list[Claim]) -> str:
 
 def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
     """The config that the command line asks for; raises ValueError with tyro's complaint on one line."""
-    complaint = io.StringIO()
+    complaint, title = io.StringIO(), experiment.title
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 experiment.config,
                 default=experiment.config.at_scale(_scale(arguments)),
                 prog=f"python -m experiments {experiment.name}",
-                description=f"{experiment.title} ({experiment.duration}).",
+                description=f"{title[:1].upper()}{title[1:]} ({experiment.duration}).",
                 args=list(arguments),
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -118,7 +174,7 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
     except SystemExit as exit_request:
         if exit_request.code == 0:
             raise
-        raise ValueError(_in_one_line(complaint.getvalue())) from None
+        raise ValueError(_in_plain_words(complaint.getvalue(), experiment)) from None
 
 
 def _scale(arguments: Sequence[str]) -> str:
@@ -127,14 +183,35 @@ def _scale(arguments: Sequence[str]) -> str:
     return following[1] if following else ""
 
 
-def _in_one_line(box: str) -> str:
-    """The message of the box in which tyro reports an error, with its best suggestion."""
+def _in_plain_words(box: str, experiment: Experiment) -> str:
+    """The message of the box in which tyro reports an error, as one sentence on the fields."""
     # A title, then paragraphs between rules; drawn with other characters where UTF-8 is not spoken.
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     paragraphs = re.split(r"\n?[─-]{8,}\n?", "\n".join(lines))
     message, *rest = [" ".join(text.split()) for text in paragraphs if text.strip()]
-    suggestion = re.search(r"Perhaps you meant: (--\S+)", " ".join(rest))
-    return message.rstrip(".") + (f"; perhaps you meant {suggestion[1]}." if suggestion else ".")
+
+    if unknown := re.match(r"Unrecognized options: ([^,\s]+)", message):
+        name = re.split(r"[=,]", unknown[1].lstrip("-"))[0]
+        near = re.findall(r"Perhaps you meant: --(\S+)", " ".join(rest))
+        near += difflib.get_close_matches(name.lower(), get_type_hints(experiment.config), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the fields."
+        if unknown[1].startswith("-"):
+            return f"{experiment.name} has no field {unknown[1].split('=')[0]}: {hint}"
+        rule = "fields are given as --field value, several values with spaces between"
+        return f"unexpected '{unknown[1]}': {rule}{'; ' + hint if near else '.'}"
+    if missing := re.match(r"Missing value for argument '(--\S+)'", message):
+        return f"{missing[1]} needs a value."
+    if choice := re.match(r"invalid choice (.*) for argument '(--\S+)'. Expected one of \((.*)\)", message):
+        allowed = re.findall(r"'(.*?)'", choice[3])
+        return (
+            f"{choice[2]} must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}, but is {choice[1]}."
+        )
+    if value := re.match(r"Error parsing --(\w+): .*?((?:'[^']*'(?:, )?)+)", message):
+        kind = str(get_type_hints(experiment.config).get(value[1]))
+        what = "integer" if "int" in kind else "number" if "float" in kind else "value"
+        what = f"{what}s with spaces between" if "tuple" in kind else f"one {what}"
+        return f"--{value[1]} takes {what}, but got {value[2]}."
+    return message
 
 
 def _set_up_jax(dtype: str) -> None:

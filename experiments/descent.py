@@ -54,7 +54,7 @@ def experiment(name: str, solver: Solver, steps: int, duration: str) -> Experime
     )
     return Experiment(
         name=name,
-        title=f"normalized against regularized UFM under {words}: accuracy and NC1",
+        title=f"normalized vs. regularized, {words}",
         duration=duration,
         config=config,
         check=check,

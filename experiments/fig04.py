@@ -109,8 +109,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="fig4",
-    title="normalized ResNet-18 of several widths on random labels: NC1, NC2, NC3 and accuracy",
-    duration="about 5 min at laptop scale",
+    title="ResNets of several widths on random labels",
+    duration="5 min",
     config=Config,
     check=networks.check,
     run=run,

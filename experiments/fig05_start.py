@@ -130,8 +130,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="fig5-start",
-    title="iterations that the regularized UFM needs, against the scale of its start",
-    duration="about 70 s",
+    title="the regularized UFM's start, which decides them",
+    duration="70 s",
     config=Config,
     check=descent.check,
     run=run,

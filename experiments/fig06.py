@@ -77,8 +77,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="fig6",
-    title="normalized against regularized ResNets on few samples: training accuracy and NC1",
-    duration="about 4 min at laptop scale",
+    title="normalized vs. regularized ResNets, few samples",
+    duration="4 min",
     config=Config,
     check=comparison.check,
     run=run,

@@ -149,6 +149,11 @@ def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
     colors = plotting.sequence_colors(len(data["tau"]))
     for column, (name, label) in enumerate(METRICS.items()):
         above, below = panels[:, column]
+        for axes in (above, below):
+            if name == "accuracy":
+                axes.set_ylim(-0.03, 1.05)
+            else:
+                axes.set_yscale("log")  # Before anything is drawn: one value alone has no range to scale.
         values = data[name] if name == "accuracy" else np.maximum(data[name], plotting.NC1_FLOOR)
         for color, tau, trials in zip(colors, data["tau"], values, strict=True):
             plotting.draw_mean(above, data[step], trials, color=color, label=rf"$\tau={tau:g}$")
@@ -158,11 +163,6 @@ def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
         below.plot(data["tau"], final.mean(1), marker="o", markersize=4)
         above.set(title=label, xlabel=step_label)
         below.set(xlabel=r"temperature $\tau$", xscale="log", ylabel="final value")
-        for axes in (above, below):
-            if name == "accuracy":
-                axes.set_ylim(-0.03, 1.05)
-            else:
-                axes.set_yscale("log")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(data["tau"])
     )
@@ -171,8 +171,8 @@ def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
 
 EXPERIMENT = Experiment(
     name="fig9",
-    title="normalized UFM over temperatures: NC1, NC2, NC3 and accuracy by iteration",
-    duration="about 10 s",
+    title="collapse and accuracy over temperatures",
+    duration="10 s",
     config=Config,
     check=check_ufm,
     run=run,

@@ -88,8 +88,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="fig10",
-    title="normalized ResNet-18 over temperatures: NC1, NC2, NC3 and accuracy by epoch",
-    duration="about 3 min at laptop scale",
+    title="ResNets: collapse and accuracy over temperatures",
+    duration="3 min",
     config=Config,
     check=networks.check,
     run=run,

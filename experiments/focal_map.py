@@ -131,8 +131,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="focal-map",
-    title="focal loss: where the tangent test proves collapse optimal, and a search where it is silent",
-    duration="about 30 s",
+    title="focal loss: where collapse is proved optimal",
+    duration="30 s",
     config=Config,
     check=check,
     run=run,

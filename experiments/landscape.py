@@ -416,8 +416,8 @@ def _plot_ways_down(axes: Axes, data: Data) -> None:
 
 EXPERIMENT = Experiment(
     name="landscape",
-    title="Theorem 2 tested: every saddle is strict, every minimum found is global",
-    duration="about 2 min",
+    title="Theorem 2 tested: saddles strict, minima global",
+    duration="2 min",
     config=Config,
     check=check,
     run=run,

@@ -173,8 +173,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="landscape-conditions",
-    title="where Theorem 2's conditions end: a search for spurious minima",
-    duration="about 2 min",
+    title="spurious minima, where the conditions end",
+    duration="90 s",
     config=Config,
     check=check,
     run=run,

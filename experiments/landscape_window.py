@@ -184,8 +184,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="landscape-window",
-    title="the loss on planes through a saddle, and gradient descent leaving it",
-    duration="about 20 s",
+    title="the loss on planes through a saddle, ways down",
+    duration="20 s",
     config=Config,
     check=check,
     run=run,

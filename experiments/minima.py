@@ -71,8 +71,8 @@ def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
     """The experiment that compares the minima of `setting` with its closed form."""
     return Experiment(
         name=name,
-        title=f"{setting.title}: found minima against {setting.theory}, over K and over tau",
-        duration="about 30 s",
+        title=f"{setting.title}: minima against theory",
+        duration="30 s",
         config=config,
         check=functools.partial(check, setting),
         run=functools.partial(run, setting),

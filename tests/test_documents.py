@@ -1,22 +1,108 @@
-"""The code people copy from the documents runs as it stands."""
+"""The code people copy from documents and docstrings runs as it stands, and the pages are up to date."""
 
+import doctest
+import importlib.util
+import inspect
+import pkgutil
 import re
+import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+import optax
+import pytest
+
+import experiments
+import ufm_jax as ufm
+from experiments import cli
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+MODULES = ["ufm_jax", *(m.name for m in pkgutil.walk_packages(ufm.__path__, "ufm_jax."))]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The module docs/generate.py, which no package holds."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_of_the_docstrings_run(module):
+    names = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "ufm": ufm}
+    runner = doctest.DocTestRunner(verbose=False)
+    said: list[str] = []
+    for example in doctest.DocTestFinder().find(importlib.import_module(module), globs=names):
+        runner.run(example, out=said.append)
+    assert runner.failures == 0, "".join(said)
+
+
+def run_blocks(document):
+    """Runs the blocks of a page one after the other, as a reader does; returns the names they leave."""
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.S):
+        exec(compile(block, document.name, "exec"), names)
+    return names
 
 
 def test_the_code_of_the_readme_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
-    names: dict = {}
-    for block in blocks:
-        exec(block, names)
+    names = run_blocks(ROOT / "README.md")
     assert "CONVERGED" in capsys.readouterr().out
     assert names["values"].shape == (3, 4)
     assert np.all(np.isfinite(names["values"]))
+
+
+def test_the_code_of_the_guide_does_what_the_guide_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("agg")
+    names = run_blocks(ROOT / "docs" / "guide.md")
+    assert "CONVERGED 0.125" in capsys.readouterr().out
+    W, data = names["result"].point.W, names["data"]
+    np.testing.assert_allclose(W @ W.T, np.eye(4), atol=1e-6)
+    np.testing.assert_allclose(ufm.metrics.nc2(W), 0.518, atol=1e-3)
+    assert ufm.metrics.nc1(names["result"].point.H, names["labels"], 4) < 1e-15
+    assert 0 <= names["gap"] < 1e-10
+    assert data["value"].shape == (16, 5)
+    assert data["gap"].max() < 1e-8
+    np.testing.assert_allclose(data["value"].T, [np.maximum(1 - names["tau"], 0) ** 2 / 2] * 5, atol=1e-12)
+    assert [file.name for file in tmp_path.iterdir()] == ["squared_error.png"]
+
+
+def test_the_solver_of_contributing_converges(capsys):
+    names = run_blocks(ROOT / "CONTRIBUTING.md")
+    assert capsys.readouterr().out == "CONVERGED\n"
+    expected = ufm.theory.cross_entropy_minimum(3, 1.0)
+    np.testing.assert_allclose(names["result"].value, expected, atol=1e-5)
+
+
+def test_the_experiment_of_contributing_is_found_and_runs(tmp_path, monkeypatch, capsys):
+    """Dropped in as a file, without another change."""
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+    (tmp_path / "certified.py").write_text(block)
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    assert cli.main([]) == 0
+    assert "certified" in capsys.readouterr().out
+    code = cli.main(["certified", "--tau", "0.5", "5", "--trials", "2", "--out", str(tmp_path / "results")])
+    sys.modules.pop("experiments.certified")
+    assert code == 0
+    assert "holds  every minimum found is global, to 1e-6" in capsys.readouterr().out
+    with np.load(tmp_path / "results" / "certified" / "data.npz") as data:
+        assert data["gap"].shape == (2, 2)
+
+
+def test_the_code_of_the_other_documents_runs():
+    said = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guide.md"}
+    assert said <= set(DOCUMENTS)
+    for document in set(DOCUMENTS) - said:
+        run_blocks(document)
 
 
 def test_the_readme_names_every_experiment():
@@ -27,20 +113,73 @@ def test_the_readme_names_every_experiment():
         assert f"| `make {name}` |" in text
 
 
-def test_the_code_of_the_docs_runs():
-    for document in (ROOT / "docs").glob("*.md"):
-        for block in re.findall(r"```python\n(.*?)```", document.read_text(), re.S):
-            exec(block, {})
-
-
-def test_the_docs_name_tests_and_files_that_exist():
+def test_the_documents_name_tests_and_files_that_exist():
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    assert len(documents) >= 5
-    for document in documents:
+    assert len(DOCUMENTS) >= 20
+    for document in DOCUMENTS:
         text = document.read_text()
         for name in re.findall(r"\b(test_\w+|Test[A-Z]\w+)`?", text):
             found = re.search(rf"(def|class) {name}\b", tests) or (ROOT / "tests" / f"{name}.py").exists()
             assert found, (document.name, name)
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert (document.parent / target).exists(), (document.name, target)
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+            page = document.parent / target if target else document
+            assert page.exists(), (document.name, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+                anchors = [
+                    re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+                ]
+                assert anchor in anchors, (document.name, anchor)
+
+
+def test_the_generated_pages_are_those_of_the_source(generate):
+    """If this fails, run `make docs`."""
+    for path, text in generate.all_pages().items():
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`."
+    assert set(generate.REFERENCE.glob("*")) == set(generate.all_pages()) - {generate.ARCHITECTURE}
+
+
+def test_the_picture_of_the_architecture_is_true(generate):
+    """Within a package every import is an arrow or follows from some; and every arrow is an import."""
+    arrows = re.findall(r"^  (\S+) --> (\S+)$", generate.ARCHITECTURE.read_text(), re.M)
+    assert len(arrows) > 20
+    imported = {
+        (generate.box(module), generate.box(other) or other)
+        for module, others in generate.imports().items()
+        for other in others
+    }
+    across = {(start, end.split(".")[0]) for start, end in imported}
+    assert set(arrows) <= imported | across
+
+    followed = set(arrows)
+    while more := {(a, d) for a, b in followed for c, d in arrows if b == c} - followed:
+        followed |= more
+    inside = {
+        (a, b) for a, b in imported if a and a != b and "." in b and a.split(".")[0] == b.split(".")[0]
+    }
+    assert {(a, b) for a, b in inside if not b.split(".")[1].startswith("_")} <= followed
+    assert not {(b, a) for a, b in followed} & followed, "two modules import each other"
+    for allowed in (("experiments", "nets"), ("experiments", "ufm_jax"), ("nets", "ufm_jax")):
+        across -= {(a, b) for a, b in across if a and (a.split(".")[0], b) == allowed}
+    assert all(a is None or a.split(".")[0] == b for a, b in across), (
+        "an arrow between packages points back"
+    )
+
+
+def test_the_reference_describes_what_the_modules_export(generate):
+    modules = {name: importlib.import_module(name) for name in generate.public_modules()}
+    # Every module is one that `import ufm_jax as ufm` gives, or gives the names of.
+    assert {f"ufm_jax.{n}" for n, m in vars(ufm).items() if inspect.ismodule(m) and n[0] != "_"} == {
+        name for name in modules if name.startswith("ufm_jax.")
+    }
+    for name, module in modules.items():
+        text = (generate.REFERENCE / f"{name}.md").read_text()
+        described = set(re.findall(r"^## (\w+)$", text, re.M))
+        own = {n for n, v in vars(module).items() if getattr(v, "__module__", None) == name and n[0] != "_"}
+        if hasattr(module, "__all__"):
+            assert described == set(module.__all__)
+        else:
+            assert own <= described <= set(vars(module))
+    root = (generate.REFERENCE / "README.md").read_text()
+    names = {n for n in ufm.__all__ if n[0] != "_" and not inspect.ismodule(getattr(ufm, n))}
+    assert set(re.findall(r"^\| \[ufm\.(\w+)\]", root, re.M)) == names

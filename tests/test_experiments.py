@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -204,9 +205,19 @@ def test_claims_judge_the_data():
     [
         (["fig99"], "unknown experiment 'fig99': did you mean fig9? It must be one of fig3, fig4, "),
         (["nonsense"], "unknown experiment 'nonsense': it must be one of fig3"),
-        (["fig9", "--trails", "3"], "Unrecognized options: --trails, 3; perhaps you meant --trials."),
-        (["fig9", "--trials", "many"], "Error parsing --trials: invalid literal"),
-        (["fig9", "--dtype", "bfloat16"], "invalid choice 'bfloat16' for argument '--dtype'"),
+        (["FIG9"], "unknown experiment 'FIG9': did you mean fig9? "),
+        (["--tau", "1"], "the name of an experiment comes first, before --tau."),
+        (["fig9", "--trails", "3"], "fig9 has no field --trails: did you mean --trials?"),
+        (["fig9", "--Tau=3"], "fig9 has no field --Tau: did you mean --tau?"),
+        (["fig9", "--zzzz", "3"], "fig9 has no field --zzzz: --help lists the fields."),
+        (["fig9", "tau=3"], "unexpected 'tau=3': fields are given as --field value, several"),
+        (["fig9", "fig10"], "unexpected 'fig10': fields are given as --field value, several"),
+        (["fig9", "--trials", "many"], "--trials takes one integer, but got 'many'."),
+        (["fig9", "--tau", "0.5,1"], "--tau takes numbers with spaces between, but got '0.5,1'."),
+        (["fig4", "--width", "4", "x"], "--width takes integers with spaces between, but got '4', 'x'."),
+        (["fig9", "--steps"], "--steps needs a value."),
+        (["fig9", "--scale", "laptop"], "--scale must be paper, but is 'laptop'."),
+        (["fig9", "--dtype", "bfloat16"], "--dtype must be one of float32, float64, but is 'bfloat16'."),
         (["fig9", "--num_classes", "1"], "num_classes must be finite and at least 2, but is 1."),
         (
             ["fig9", "--samples_per_class", "0"],
@@ -270,13 +281,17 @@ def test_a_results_folder_that_is_a_file_is_refused(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-def test_without_arguments_the_experiments_are_listed(capsys):
+@pytest.mark.parametrize("columns", [80, 200])
+def test_without_arguments_the_experiments_are_listed(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = main(capsys)
     assert code == 0
+    assert max(map(len, out.splitlines())) <= columns
+    words = " ".join(out.split())
     for name, experiment in all_experiments().items():
-        assert name in out
-        assert experiment.title in out
-        assert experiment.duration in out
+        assert f" {name} {experiment.duration} {experiment.title}" in words
+    assert main(capsys, "--help") == (0, out, "")
+    assert "130 interrupted" in words
 
 
 def test_help_names_every_field_with_its_default_and_meaning():
@@ -320,7 +335,22 @@ def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
     assert list(tmp_path.iterdir()) == []
     if stop == signal.SIGINT:
-        assert err.splitlines()[-1] == "interrupted: nothing was written."
+        said, command_line = err.splitlines()[-1].split(": ", 2)[1:]
+        assert said == "nothing was written; to start again"
+        # What it says to type is what was typed.
+        assert shlex.split(command_line)[1:] == ["-m", "experiments", *map(str, process.args[3:])]
+
+
+def test_an_interrupted_run_with_checkpoints_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    (tmp_path / "my results" / ".fig9-checkpoints").mkdir(parents=True)
+    code, out, err = main(capsys, "fig9", "--out", tmp_path / "my results")
+    assert (code, out) == (130, "")
+    assert err.startswith("\ninterrupted: to continue from the last checkpoint: ")
+    assert err.endswith(f"-m experiments fig9 --out '{tmp_path}/my results'\n")
 
 
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):

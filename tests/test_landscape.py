@@ -177,6 +177,37 @@ class TestCertificate:
                 excess = costs(tau, points) - theory.cross_entropy_minimum(K, tau)
                 assert np.all(excess <= gaps(tau, points) + 1e-15)
 
+    @pytest.mark.parametrize(
+        "labels", [LABELS, jnp.array([0] * 6 + [1, 1, 2, 2, 3, 3])], ids=["equal", "not"]
+    )
+    def test_the_gap_of_a_convex_loss_bounds_it_too(self, labels, key):
+        """Held against the minima known in closed form, and against the lowest of random points."""
+
+        def squared_error(logits, labels):
+            return jnp.sum((logits - jax.nn.one_hot(labels, K)) ** 2, -1) / 2
+
+        cone = theory.label_smoothing_cone(K, DIM, 5.0)
+        frame = jnp.eye(K, DIM)  # Orthonormal, and optimal for the squared error at every tau up to 1.
+        for loss, tau, W in [
+            (ufm.losses.label_smoothing, 5.0, cone),
+            (squared_error, 0.7, frame),
+            (squared_error, 1.0, frame),
+        ]:
+            problem = problem_at(tau, labels, loss)
+            value_and_gap = jax.jit(
+                jax.vmap(lambda x: (problem.cost(x), landscape.optimality_gap(problem, x)))  # noqa: B023
+            )
+            best = ufm.Point(W, W[labels])
+            random = [problem.random_point(k, DIM) for k in jax.random.split(key, 30)]
+            near = problem.manifold.retract(best, ufm.Point(0.1 * random[0].W, 0.1 * random[0].H))
+            values, gaps = value_and_gap(jax.tree.map(lambda *x: jnp.stack(x), best, near, *random))
+            if loss is squared_error:
+                np.testing.assert_allclose(values[0], (1 - tau) ** 2 / 2, atol=1e-15)
+            if labels is LABELS:
+                np.testing.assert_allclose(gaps[0], 0, atol=1e-14)
+            assert np.all(values - gaps <= values[0] + 1e-14)
+            assert np.all(values >= values[0])
+
     def test_minima_reached_by_solvers_at_usual_tolerances_are_certified(self):
         @jax.jit
         def run(tau, key):

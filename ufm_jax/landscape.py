@@ -43,8 +43,7 @@ class Certificate(NamedTuple):
             antipodal point.
         gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, the most that
             the Euclidean gradient can be; in [0, 1].
-        gap: `tau (sum alpha + sqrt(K N) |G|)`, at least 0. The cost exceeds the global minimum by at most
-            this, at any point, critical or not, because cross entropy is convex in the logits.
+        gap: `optimality_gap`, the most by which the cost exceeds the global minimum.
     """
 
     is_critical: chex.Array
@@ -71,6 +70,16 @@ def logit_gradient(problem: Problem, point: Point) -> chex.Array:
 
     For cross entropy it is `(softmax - onehot) / N`, also accurate relative to its own size where the
     softmax is one-hot up to rounding.
+
+    Args:
+        problem: of `ufm_jax.normalized`, any loss.
+        point: `Point(W=(K, d), H=(N, d))` on the spheres.
+
+    Returns:
+        G, (N, K).
+
+    Raises:
+        ValueError: the problem is not a normalized one, or the point does not fit it.
     """
     _factors(problem, point)
     G = _gradient_of_mean_loss(problem)(problem.scores(point))
@@ -96,6 +105,13 @@ def multipliers(problem: Problem, point: Point) -> Multipliers:
 
     Raises:
         ValueError: the problem is not a normalized one.
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> point = problem.random_point(jax.random.key(0), dim=4)
+        >>> alpha, beta = ufm.landscape.multipliers(problem, point)
+        >>> bool(jnp.allclose(alpha.sum(), beta.sum(), atol=1e-6))  # Lemma 4
+        True
     """
     return _multipliers(*_factors(problem, point), logit_gradient(problem, point))
 
@@ -148,6 +164,16 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     Raises:
         ValueError: the problem is not a normalized one with cross entropy, or its classes have unequal
             sizes (checked outside `jit`).
+
+    Example:
+        >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
+        >>> problem = ufm.normalized(labels, num_classes=3)
+        >>> certificate = ufm.landscape.certify(problem, ufm.Point(W, W[labels]))
+        >>> bool(certificate.is_global_minimum)
+        True
+        >>> certificate = ufm.landscape.certify(problem, ufm.saddles.antipodal(problem, dim=4))
+        >>> bool(certificate.is_critical), bool(certificate.is_global_minimum)
+        (True, False)
     """
     _check_cross_entropy(problem)
     (W, H), G = _factors(problem, point), logit_gradient(problem, point)
@@ -163,9 +189,45 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     gradient_norm = optax.tree.norm(gradient) / (unit * (K**0.5 + N**0.5))
     slack = jnp.minimum(jnp.min(-alpha / (root_n * unit)), jnp.min(-beta * root_n / unit)) - 1
     margin = jnp.where(spectral_norm > 0, slack, 0)
-    gap = tau * jnp.maximum(jnp.sum(alpha) + (K * N) ** 0.5 * spectral_norm, 0)
+    gap = _gap(alpha, spectral_norm, tau, N)
     is_critical = gradient_norm <= tolerance
     return Certificate(is_critical, is_critical & (margin >= -tolerance), margin, gradient_norm, gap)
+
+
+def optimality_gap(problem: Problem, point: Point) -> chex.Array:
+    """The most by which the cost exceeds the global minimum, at any point, for a loss convex in the logits.
+
+    With M the logits and G the gradient there, convexity says `f(M') >= f(M) + <G, M' - M>` for all M', and
+    on the spheres `<G, M'> >= -tau sqrt(K N) |G|`, |G| the spectral norm. So the gap is
+    `tau (sum alpha + sqrt(K N) |G|)`. Where it is 0, the point is a global minimum: so it is at the minimum
+    of Theorem 1, and for label smoothing and squared errors. Elsewhere a gap above 0 may remain even at a
+    minimum; the cost less the gap is still a lower bound of it. Whether the loss is convex is for the
+    caller to know: cross entropy, label smoothing, squared errors and hinges are, the focal loss is not.
+    Proof: docs/landscape.md.
+
+    Args:
+        problem: of `ufm_jax.normalized`, any loss that is convex in the logits, classes of any size.
+        point: `Point(W=(K, d), H=(N, d))` on the spheres, critical or not.
+
+    Returns:
+        The gap, a scalar at least 0, to within rounding errors of the size of tau |G| sqrt(K N).
+
+    Raises:
+        ValueError: the problem is not a normalized one, or the point does not fit it.
+
+    Example:
+        >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
+        >>> problem = ufm.normalized(labels, num_classes=3, loss=ufm.losses.label_smoothing)
+        >>> print(f"{ufm.landscape.optimality_gap(problem, ufm.Point(W, W[labels])):.4f}")
+        0.0000
+    """
+    (W, H), G = _factors(problem, point), logit_gradient(problem, point)
+    alpha, _ = _multipliers(W, H, G)
+    return _gap(alpha, jnp.linalg.norm(G, ord=2), jnp.asarray(problem.tau, G.dtype), len(H))
+
+
+def _gap(alpha: chex.Array, spectral_norm: chex.Array, tau: chex.Array, N: int) -> chex.Array:
+    return tau * jnp.maximum(jnp.sum(alpha) + (len(alpha) * N) ** 0.5 * spectral_norm, 0)
 
 
 def negative_curvature(problem: Problem, point: Point, *, scaled: bool = False) -> NegativeCurvature:
@@ -210,7 +272,17 @@ def negative_curvature(problem: Problem, point: Point, *, scaled: bool = False) 
 
 
 def smallest_eigenvalue(problem: Problem, point: Point, key: chex.PRNGKey) -> chex.Array:
-    """The smallest eigenvalue of the Riemannian Hessian, without forming it; see `smallest_eigenpair`."""
+    """The smallest eigenvalue of the Riemannian Hessian: the first of `smallest_eigenpair`.
+
+    Args:
+        problem: any problem of this library.
+        point: on the problem's manifold, critical or not.
+        key: random key, for the start of the iteration.
+
+    Returns:
+        The eigenvalue, a scalar. Negative, it shows that the point is no minimum; zero or positive, it says
+        nothing of other minima, for which `certify` is there.
+    """
     return smallest_eigenpair(problem, point, key)[0]
 
 
@@ -256,7 +328,15 @@ def smallest_eigenpair(
 
 
 def spectrum(problem: Problem, point: Point) -> chex.Array:
-    """All eigenvalues of the Riemannian Hessian, ascending: the first of `eigenpairs`."""
+    """All eigenvalues of the Riemannian Hessian, ascending: the first of `eigenpairs`.
+
+    Args:
+        problem: any problem of this library.
+        point: on the problem's manifold, critical or not.
+
+    Returns:
+        The eigenvalues (D,), as many as the manifold has dimensions.
+    """
     return eigenpairs(problem, point)[0]
 
 
@@ -365,7 +445,14 @@ def _factors(problem: Problem, point: Point) -> tuple[chex.Array, chex.Array]:
 
 
 def check_normalized(problem: Problem) -> None:
-    """Raises ValueError where `problem` is not one of `ufm_jax.normalized`."""
+    """Raises ValueError where `problem` is not one of `ufm_jax.normalized`.
+
+    Args:
+        problem: any problem of this library.
+
+    Raises:
+        ValueError: its classifier rows or its features are not unit vectors.
+    """
     if not problem.is_normalized:
         raise ValueError(
             "this is known for normalized problems alone, those with unit classifiers and unit features."

@@ -21,6 +21,11 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
     Returns:
         The loss of each sample, (...).
+
+    Example:
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
+        >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
+        [0.127 2.127]
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -39,6 +44,11 @@ def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Ar
 
     Raises:
         ValueError: `gamma` is negative.
+
+    Example:
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
+        >>> print(ufm.losses.focal(logits, labels, gamma=3.0).round(3))
+        [0.    1.453]
 
     Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
     """
@@ -61,6 +71,11 @@ def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) 
     Raises:
         ValueError: `alpha` is outside [0, 1].
 
+    Example:
+        >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
+        >>> print(ufm.losses.label_smoothing(logits, labels, alpha=0.1).round(3))
+        [0.227 2.027]
+
     Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
     """
     _checks.within("alpha", alpha, 0, 1)
@@ -81,6 +96,13 @@ def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float)
 
     Raises:
         ValueError: `tau` is not positive, or a class has a single sample (checked outside `jit`).
+
+    Example:
+        >>> H, labels = ufm.theory.simplex_etf(2, dim=2)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
+        >>> print(f"{ufm.losses.supervised_contrastive(H, labels, tau=1.0):.4f}")
+        0.2395
+        >>> print(f"{ufm.theory.supervised_contrastive_minimum(2, samples_per_class=2, tau=1.0):.4f}")
+        0.2395
 
     Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
     """

@@ -25,6 +25,17 @@ def normalize(rows: chex.Array) -> chex.Array:
 
     The answer for a zero row is a convention that keeps the result on the sphere; its derivative is zero.
     Rows too small or too large for their squares to be representable are handled.
+
+    Args:
+        rows: vectors along the last axis, (..., d).
+
+    Returns:
+        Unit vectors, (..., d).
+
+    Example:
+        >>> print(ufm.manifolds.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
+        [[0.6 0.8]
+         [1.  0. ]]
     """
     largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
     is_zero = largest == 0
@@ -167,6 +178,11 @@ class Oblique(Manifold):
 
     The paper's OB(d, q) stores the same points as columns. Random points are uniform on the spheres. The
     retraction normalizes each row of `point + tangent`.
+
+    Example:
+        >>> north, east = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])
+        >>> print(f"{ufm.manifolds.Oblique().distance(north, east):.4f}")
+        1.5708
     """
 
     def _random_point(self, key, shape, dtype):

@@ -1,5 +1,6 @@
 """The optimization problems of the paper over unconstrained features, as pure functions of a point.
 
+The normalized UFM is the paper's problem (4), and its derivatives are those of Appendix B.1.
 Every problem here has one shape: an expensive bilinear part, the scores of the samples, and a cheap rest,
 
     cost(point) = mean_i loss(scores(point)_i, label_i) + decays.
@@ -290,6 +291,10 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
 
     Raises:
         ValueError: K < 2 or n < 1.
+
+    Example:
+        >>> print(ufm.balanced_labels(num_classes=3, samples_per_class=2))
+        [0 0 1 1 2 2]
     """
     _checks.at_least("num_classes", num_classes, 2)
     _checks.at_least("samples_per_class", samples_per_class, 1)
@@ -320,6 +325,12 @@ def normalized(
     Raises:
         ValueError: K < 2, a label out of range, tau not positive (checked outside `jit`), or
             `block_size` < 1.
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3, tau=5.0)
+        >>> point = problem.random_point(jax.random.key(0), dim=4)
+        >>> point.W.shape, point.H.shape
+        ((3, 4), (6, 4))
     """
     _checks.positive("tau", tau)
     return _problem(labels, num_classes, loss, Oblique(), tau=tau, block_size=block_size)
@@ -351,6 +362,12 @@ def regularized(
         ValueError: K < 2, a label out of range, a negative decay (checked outside `jit`), or
             `block_size` < 1.
 
+    Example:
+        >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> origin = ufm.Point(W=jnp.zeros((3, 4)), H=jnp.zeros((6, 4)))
+        >>> print(f"{problem.cost(origin):.4f} = log 3")
+        1.0986 = log 3
+
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
     NeurIPS 2021.
     """
@@ -377,6 +394,11 @@ def contrastive(
     Raises:
         ValueError: K < 2, a label out of range, a class of one sample, tau not positive (checked outside
             `jit`), or `block_size` < 1.
+
+    Example:
+        >>> problem = ufm.contrastive(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> problem.random_point(jax.random.key(0), dim=4).W is None
+        True
     """
     _checks.positive("tau", tau)
     _checks.pairs_in_every_class(labels)

@@ -1,7 +1,7 @@
 """Critical points of the normalized UFM that are not its minimum, built or found.
 
 `rank_one`, `merged_classes` and `antipodal` build them; `find_critical_point` goes to one from anywhere.
-What they are like is asked of `ufm_jax.landscape`.
+What they are like is asked of `ufm_jax.landscape`. The paper's Proposition 2 is about them.
 """
 
 from collections.abc import Iterator
@@ -153,8 +153,17 @@ def _check(problem: Problem) -> None:
 def partitions(num_classes: int) -> Iterator[tuple[int, ...]]:
     """Every way to merge K classes into 2 to K - 1 groups, as the group of each class, up to relabeling.
 
-    One for each partition of the integer K: for K = 4 they are 0001, 0011 and 0012, of sizes 3 + 1, 2 + 2
-    and 2 + 1 + 1.
+    One for each partition of the integer K.
+
+    Args:
+        num_classes: K; below 3 there are none.
+
+    Returns:
+        An iterator over tuples of K groups, in 0..K-2.
+
+    Example:
+        >>> list(ufm.saddles.partitions(4))
+        [(0, 0, 0, 1), (0, 0, 1, 1), (0, 0, 1, 2)]
     """
 
     def sizes(total: int, largest: int) -> Iterator[tuple[int, ...]]:

@@ -4,21 +4,30 @@ Sigma_B^+ is known only once every class mean is, so the within-class covariance
 while the features pass for the first time: an exact one-pass sum would need all of Sigma_W, d x d. So there
 are two folds, each over batches in any order:
 
-    sums = class_sums(K, d)
-    for features, labels in batches:
-        sums = add_to_class_sums(sums, features, labels)
-    centres = centres_of(sums)
-    for features, labels in batches:
-        scatter += whitened_scatter(centres, features, labels)
-        squares += class_scatter(centres, features, labels)
-        agreeing += agreements(W, centres, features)
-    nc1(centres, scatter), cdnv(centres, squares), nc4(centres, agreeing), nc3(W, centres), gnc3(W, centres)
+    >>> W = ufm.theory.simplex_etf(3, dim=4)
+    >>> batches = [(W[labels], labels) for labels in jnp.array([[0, 1, 2], [2, 0, 1]])]
+
+    >>> sums = ufm.streaming.class_sums(num_classes=3, dim=4)
+    >>> for features, labels in batches:
+    ...     sums = ufm.streaming.add_to_class_sums(sums, features, labels)
+    >>> centres = ufm.streaming.centres_of(sums)
+    >>> scatter = agreeing = 0.0
+    >>> for features, labels in batches:
+    ...     scatter += ufm.streaming.whitened_scatter(centres, features, labels)
+    ...     agreeing += ufm.streaming.agreements(W, centres, features)
+    >>> print(f"NC1 {ufm.streaming.nc1(centres, scatter):.4f}, NC3 {ufm.streaming.nc3(W, centres):.4f}")
+    NC1 0.0000, NC3 0.0000
+    >>> print(f"NC4 {ufm.streaming.nc4(centres, agreeing):.4f}")
+    NC4 1.0000
 
 A network runs once: its features are kept, N x d, and both folds go over them (`measure` does it). Where
 even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
 
 The definitions are those of `ufm_jax.metrics`. That module squares class means to (M M^T)^+, which suits
 float64; here M is decomposed itself, which loses half as many digits and so serves float32.
+
+Reference, for two passes: Chan, Golub, LeVeque, *Algorithms for Computing the Sample Variance*, American
+Statistician 1983.
 """
 
 from typing import NamedTuple
@@ -56,7 +65,16 @@ class Centres(NamedTuple):
 
 
 def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32) -> ClassSums:
-    """Empty sums, to start the first fold from."""
+    """Empty sums, to start the first fold from.
+
+    Args:
+        num_classes: K, at least 2.
+        dim: d, at least 1.
+        dtype: floating type of the sums.
+
+    Returns:
+        `ClassSums(counts=(K,), sums=(K, d))` of zeros.
+    """
     return ClassSums(jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype))
 
 
@@ -103,6 +121,9 @@ def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array)
         centres: of all samples.
         features: of this batch, (B, d).
         labels: their classes in 0..K-1, integers (B,).
+
+    Returns:
+        The part, a scalar at least 0; the parts of all batches add up.
     """
     return jnp.sum(matmul(features - centres.means[labels], centres.whitening.T) ** 2)
 
@@ -141,17 +162,23 @@ def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
 
     Args:
         centres: of all samples.
-        scatter: the sum of `whitened_scatter` over all batches.
+        scatter: the sum of `whitened_scatter` over all batches, a scalar.
+
+    Returns:
+        A scalar, at least 0.
     """
     return scatter / (jnp.sum(centres.counts) * len(centres.means))
 
 
 def nc3(W: chex.Array, centres: Centres) -> chex.Array:
-    """Distance from self-duality (see `ufm_jax.metrics.nc3`), a scalar in [0, 2].
+    """Distance from self-duality (see `ufm_jax.metrics.nc3`).
 
     Args:
         W: classifier rows, (K, d).
         centres: of all samples.
+
+    Returns:
+        A scalar in [0, 2].
     """
     return collapse.distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
 
@@ -199,7 +226,7 @@ def measure(
         W: classifier rows, (K, d), K at least 2.
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
-        batch_size: rows of a block; temporary memory is a few blocks.
+        batch_size: rows of a block, at least 1; temporary memory is a few blocks.
         bias: of the classifier, (K,), which NC4 asks for decisions; none if None.
 
     Returns:

@@ -1,6 +1,8 @@
 """What the paper proves, in closed form: the simplex ETF and the values of the losses at collapse.
 
-K is the number of classes, tau the temperature. All functions of tau accept arrays and broadcast.
+K is the number of classes, tau the temperature. All functions of tau accept arrays and broadcast. They are
+the paper's (Theorem 1, Appendix E), and where it leaves a minimum open, of docs/label_smoothing.md and
+docs/focal.md.
 """
 
 import chex
@@ -38,6 +40,13 @@ def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None
 
     Raises:
         ValueError: K < 2 or d < K - 1.
+
+    Example:
+        >>> frame = ufm.theory.simplex_etf(3, dim=4)
+        >>> print((frame @ frame.T).round(2))
+        [[ 1.  -0.5 -0.5]
+         [-0.5  1.  -0.5]
+         [-0.5 -0.5  1. ]]
     """
     _checks.at_least("num_classes", num_classes, 2)
     if dim < num_classes - 1:
@@ -124,6 +133,10 @@ def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
 
     Raises:
         ValueError: K < 2 or tau is not positive.
+
+    Example:
+        >>> print(ufm.theory.cross_entropy_minimum(10, jnp.array([0.1, 1.0, 3.0])).round(4))
+        [2.2032 1.3769 0.2784]
     """
     return _cross_entropy_at_margin(num_classes, _margin_at_collapse(num_classes, tau))
 
@@ -167,6 +180,10 @@ def strict_saddle_threshold(num_classes: int, dim: int) -> float:
 
     Raises:
         ValueError: K < 2 or d < 1.
+
+    Example:
+        >>> ufm.theory.strict_saddle_threshold(10, dim=32)
+        60.0
     """
     _checks.at_least("num_classes", num_classes, 2)
     _checks.at_least("dim", dim, 1)
@@ -215,6 +232,10 @@ def focal_is_optimal_at_collapse(
 
     Raises:
         ValueError: K < 2, tau is not positive, or gamma is negative.
+
+    Example:
+        >>> print(ufm.theory.focal_is_optimal_at_collapse(100, jnp.array([1.0, 5.0]), gamma=3.0))
+        [False  True]
     """
     _checks.at_least("gamma", gamma, 0)
     tau, gamma = jnp.asarray(tau), jnp.asarray(gamma)
@@ -286,6 +307,10 @@ def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> ch
 
     Raises:
         ValueError: K < 2 or alpha is outside [0, 1].
+
+    Example:
+        >>> print(f"{ufm.theory.label_smoothing_threshold(10, alpha=0.1):.3f}")
+        4.060
     """
     return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
 
@@ -310,6 +335,11 @@ def label_smoothing_cone(
 
     Raises:
         ValueError: K < 2, d < K, tau is not positive, or alpha is outside [0, 1].
+
+    Example:
+        >>> wide, narrow = (ufm.theory.label_smoothing_cone(3, dim=3, tau=tau) for tau in (1.0, 10.0))
+        >>> print(f"{wide[0] @ wide[1]:.2f} {narrow[0] @ narrow[1]:.2f}")
+        -0.50 0.67
     """
     _checks.positive("tau", tau)
     frame = simplex_etf(num_classes, dim)

@@ -5,8 +5,9 @@ sphere. `riemannian_sgd` is its sibling on the manifold, where gradient and mome
 Parameters are pytrees; every vector along `axis` of every leaf is one point. To constrain some leaves only,
 wrap in `optax.masked`:
 
-    is_classifier = {"encoder": False, "W": True}
-    optax.chain(optax.sgd(0.05, momentum=0.9), optax.masked(project_to_sphere(), is_classifier))
+    >>> is_classifier = {"encoder": False, "W": True}
+    >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(), is_classifier)
+    >>> optimizer = optax.chain(optax.sgd(0.05, momentum=0.9), on_sphere)
 
 Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), sections 3.6, 4.1
 and 8.1.
@@ -39,6 +40,13 @@ def project_to_sphere(radius: float = 1.0, axis: int = -1) -> optax.GradientTran
 
     Raises:
         ValueError: `radius` is not positive, or `update` is called without `params`.
+
+    Example:
+        >>> optimizer = optax.chain(optax.sgd(0.1), ufm.transforms.project_to_sphere())
+        >>> W = jnp.array([[0.6, 0.8]])
+        >>> updates, _ = optimizer.update(jnp.array([[1.0, 0.0]]), optimizer.init(W), W)
+        >>> print(optax.apply_updates(W, updates).round(4))
+        [[0.53  0.848]]
     """
     _checks.positive("radius", radius)
 

@@ -47,7 +47,7 @@ def grid(
         batch_size: trials computed together on a device by `vmap`; 1 runs them one after another. If None,
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many
             as fit into `memory`.
-        memory: bytes that the trials running at one time may use on a device.
+        memory: bytes that the trials running at one time may use on a device, at least 1.
         devices: where to run; all devices of all processes if None.
         progress: called with the number of finished trials and of all, before every chunk and at the end.
         store: a mapping, such as a dictionary, that keeps every chunk as soon as it is finished. Trials
@@ -60,6 +60,14 @@ def grid(
     Raises:
         ValueError: an axis is empty, `batch_size` or `memory` is less than 1, or `store` holds chunks of
             other axes or of a trial with other outputs.
+
+    Example:
+        >>> def trial(tau, key):
+        ...     problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3, tau=tau)
+        ...     return problem.cost(problem.random_point(key, dim=4))
+        >>> keys = jax.random.split(jax.random.key(0), 5)
+        >>> ufm.trials.grid(trial, {"tau": [0.1, 1.0, 10.0], "key": keys}).shape
+        (3, 5)
     """
     axes = {
         n: np.asarray(values) if type(values) in (list, tuple) else values for n, values in axes.items()
@@ -94,7 +102,23 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     store: Store | None = None,
 ) -> Any:
-    """Maps `trial` over the leading axis of the pytree `inputs`; the arguments are those of `grid`."""
+    """Maps `trial` over the leading axis of the pytree `inputs`.
+
+    Args:
+        trial: a pure function of one argument, an entry of `inputs`, to a pytree of arrays.
+        inputs: a pytree of arrays with a leading axis, one entry a trial.
+        batch_size: as in `grid`, at least 1 or None.
+        memory: as in `grid`, at least 1.
+        devices: as in `grid`.
+        progress: as in `grid`.
+        store: as in `grid`.
+
+    Returns:
+        The trial's pytree of NumPy arrays, each with the leading axis of `inputs`.
+
+    Raises:
+        ValueError: there are no trials, `batch_size` is less than 1, or `store` is of other trials.
+    """
     devices = jax.devices() if devices is None else list(devices)
     total = len(jax.tree.leaves(inputs)[0])
     _checks.at_least("the number of trials", total, 1)

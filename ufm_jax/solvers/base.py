@@ -1,4 +1,7 @@
-"""What every solver shares: an iterate, the pair of pure functions `init` and `step`, and `minimize`."""
+"""What every solver shares: an iterate, the pair of pure functions `init` and `step`, and `minimize`.
+
+Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), chapter 4.
+"""
 
 import enum
 from collections.abc import Callable
@@ -32,10 +35,12 @@ class Iterate(NamedTuple):
 
     @property
     def point(self) -> Point:
+        """Where: `Point(W=(K, d), H=(N, d))`."""
         return self.evaluation.point
 
     @property
     def value(self) -> chex.Array:
+        """The cost there, a scalar."""
         return self.evaluation.value
 
 
@@ -79,7 +84,15 @@ class Result(NamedTuple):
 
 
 def iterate_at(problem: Problem, evaluation: Evaluation) -> Iterate:
-    """Completes a forward pass with its gradient."""
+    """Completes a forward pass with its gradient: what `init` and `step` of a solver return in their state.
+
+    Args:
+        problem: whose cost.
+        evaluation: of `problem.evaluate(point)`.
+
+    Returns:
+        The `Iterate`.
+    """
     return iterate_with(problem, evaluation, problem.euclidean_gradient(evaluation))
 
 
@@ -117,6 +130,15 @@ def minimize(
 
     Raises:
         ValueError: negative `max_steps` or `tolerance`, or a point whose shapes do not fit the problem.
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
+        >>> start = problem.random_point(jax.random.key(0), dim=4)
+        >>> result = ufm.minimize(problem, start, ufm.solvers.gradient_descent(), tolerance=1e-4)
+        >>> ufm.Status(int(result.status)).name
+        'CONVERGED'
+        >>> print(f"{result.value:.4f}, by theory {ufm.theory.cross_entropy_minimum(3, tau=1.0):.4f}")
+        0.3690, by theory 0.3690
     """
     _checks.at_least("max_steps", max_steps, 0)
     _checks.at_least("tolerance", tolerance, 0)

@@ -71,7 +71,7 @@ def trust_region(
         kappa: the inner iteration ends once its residual is at most
             `|gradient| min(|gradient|^theta, kappa)`, in (0, 1).
         theta: order of convergence less one, positive.
-        min_inner: inner iterations before that test is made.
+        min_inner: inner iterations before that test is made, at least 0.
         max_inner: most inner iterations; the manifold's dimension if None.
 
     Returns:
