@@ -11,7 +11,7 @@ from typing import Any
 
 import docstring_parser
 
-from experiments.experiment import Claim, Config, Experiment, all_experiments
+from experiments.experiment import Claim, Experiment, all_experiments
 
 LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
 """Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
@@ -253,7 +253,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _meanings(config: type[Config]) -> dict[str, str]:
+def _meanings(config: type) -> dict[str, str]:
     """The first sentence on each field, from the docstrings below them."""
     found = {}
     for base in reversed(config.__mro__[:-1]):
