@@ -24,8 +24,8 @@ from experiments.runs import Run
 
 WIDTH = 700
 """Width of the record's pictures."""
-COLORS = 64
-"""Colours of the record's pictures, few so that they are small files."""
+MOST_BYTES = 60_000
+"""Size that they stay below, with fewer colours if need be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +68,14 @@ def small_picture(path: Path) -> bytes:
     """The picture at `path` as a small PNG; raises OSError where it is none."""
     with PIL.Image.open(path) as picture:
         size = (WIDTH, round(WIDTH * picture.height / picture.width))
-        small = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS).quantize(COLORS)
-    file = io.BytesIO()
-    small.save(file, "PNG", optimize=True)
+        small = picture.convert("RGB").resize(size, PIL.Image.Resampling.LANCZOS)
+    for colors in (256, 128, 64, 32, 16):
+        file = io.BytesIO()
+        # A few rounds of k-means keep small marks in rare colours.
+        few = small.quantize(colors, kmeans=3, dither=PIL.Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True)
+        if file.tell() < MOST_BYTES:
+            break
     return file.getvalue()
 
 

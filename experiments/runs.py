@@ -11,7 +11,7 @@ from typing import Any
 
 import docstring_parser
 
-from experiments.experiment import Claim, Config, Experiment, all_experiments
+from experiments.experiment import Claim, Experiment, all_experiments
 
 LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
 """Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
@@ -110,7 +110,7 @@ class Run:
         git = self.summary.get("git") or {}
         if not git.get("commit"):
             return "unknown: run outside a checkout"
-        return git["commit"][:12] + (", with uncommitted changes" if git.get("dirty") else "")
+        return str(git["commit"])[:12] + (", with uncommitted changes" if git.get("dirty") else "")
 
     @property
     def command(self) -> str:
@@ -120,7 +120,7 @@ class Run:
     @property
     def fields(self) -> list[tuple[str, str, str]]:
         """Name, value and meaning of each field that decides its numbers."""
-        meanings = _meanings(self.experiment.config)
+        meanings = _meanings(self.experiment)
         return [
             (name, _readable(value), meanings.get(name, ""))
             for name, value in self.config.items()
@@ -253,10 +253,10 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _meanings(config: type[Config]) -> dict[str, str]:
+def _meanings(experiment: Experiment) -> dict[str, str]:
     """The first sentence on each field, from the docstrings below them."""
     found = {}
-    for base in reversed(config.__mro__[:-1]):
+    for base in reversed(experiment.config.__mro__[:-1]):
         for field in docstring_parser.parse_from_object(base).params:
             text = " ".join((field.description or "").split())
             found[field.arg_name] = re.split(r"(?<=\.) ", text)[0]

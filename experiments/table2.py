@@ -87,19 +87,18 @@ def plot(config: Config, data: Data) -> Figure:
 
 
 def table(config: Config, data: Data) -> str:
-    """The table in Markdown, with the paper's numbers where it prints them."""
-    lines = [
-        "| network | test accuracy | the paper's | test NC1 | the paper's |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    """The table in Markdown, beside the paper's numbers where it prints them."""
+    papers = all(_is_the_papers(config, architecture) for architecture in config.architecture)
+    head, rule = "| network | test accuracy | test NC1 |", "| --- | ---: | ---: |"
+    if papers:
+        head, rule = f"{head} paper: accuracy | paper: NC1 |", f"{rule} ---: | ---: |"
+    lines = [head, rule]
     for architecture in config.architecture:
         for model in ("regularized", "normalized"):
             name = f"{model}_{architecture}"
-            theirs = PAPER[name] if _is_the_papers(config, architecture) else None
-            cells = [f"{comparison.TITLES[architecture]}, {model}"]
-            for i, form in enumerate((".1%", ".3f")):
-                cells += [f"{_final(data, name)[i]:{form}}", f"{theirs[i]:{form}}" if theirs else "-"]
-            lines.append(f"| {' | '.join(cells)} |")
+            rows = [_final(data, name), *([PAPER[name]] if papers else [])]
+            numbers = " | ".join(f"{accuracy:.1%} | {nc1:.3f}" for accuracy, nc1 in rows)
+            lines.append(f"| {comparison.TITLES[architecture]}, {model} | {numbers} |")
     return "\n".join(lines)
 
 
