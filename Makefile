@@ -69,7 +69,7 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## The pages made from the source: docs/reference and the picture of docs/architecture.md
+docs: $(READY)  ## The pages made from the source, docs/reference and a picture (1 s)
 	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the environment and caches, keep results

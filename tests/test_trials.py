@@ -111,6 +111,7 @@ def test_batches_are_cut_to_the_memory_that_is_allowed():
     [
         ({"axes": {"tau": np.zeros((0,)), "key": KEYS}}, "the length of axis 'tau' must be"),
         ({"axes": {"tau": TAU, "key": KEYS}, "batch_size": 0}, "batch_size must be finite and at least 1"),
+        ({"axes": {"tau": TAU, "key": KEYS}, "memory": 0}, "memory must be finite and at least 1"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):

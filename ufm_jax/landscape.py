@@ -107,9 +107,9 @@ def multipliers(problem: Problem, point: Point) -> Multipliers:
         ValueError: the problem is not a normalized one.
 
     Example:
-        >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
-        >>> point = problem.random_point(jax.random.key(0), dim=4)
-        >>> alpha, beta = ufm.landscape.multipliers(problem, point)
+        >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
+        >>> problem = ufm.normalized(labels, num_classes=3)
+        >>> alpha, beta = ufm.landscape.multipliers(problem, ufm.Point(W, W[labels]))
         >>> bool(jnp.allclose(alpha.sum(), beta.sum(), atol=1e-6))  # Lemma 4
         True
     """

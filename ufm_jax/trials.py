@@ -117,11 +117,13 @@ def run(
         The trial's pytree of NumPy arrays, each with the leading axis of `inputs`.
 
     Raises:
-        ValueError: there are no trials, `batch_size` is less than 1, or `store` is of other trials.
+        ValueError: there are no trials, `batch_size` or `memory` is less than 1, or `store` is of other
+            trials.
     """
     devices = jax.devices() if devices is None else list(devices)
     total = len(jax.tree.leaves(inputs)[0])
     _checks.at_least("the number of trials", total, 1)
+    _checks.at_least("memory", memory, 1)
     if batch_size is None:
         one = jax.tree.map(lambda x: x[0], inputs)
         on_cpu = devices[0].platform == "cpu"
