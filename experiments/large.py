@@ -60,7 +60,7 @@ class Config(BaseConfig):
     """Iterations."""
     block_size: int = 1000
     """Samples on each device whose logits exist at one time."""
-    memory: float = 4.0
+    memory: float = 2.5
     """GiB that the whole process is claimed to stay below."""
     rounds: int = 3
     """Timings of a gradient and of a product at the machine's peak, at the end."""
