@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 import ufm_jax as ufm
-from experiments import roofline
+from experiments import large, roofline
 
 SIZE = roofline.Size(num_classes=32, samples=2048, dim=24, devices=2, block_size=512, itemsize=8)
 
@@ -82,3 +83,8 @@ def test_the_fewest_devices_hold_the_problem_and_half_as_many_do_not():
     # W alone, replicated, is too large.
     assert roofline.fewest_devices(roofline.Size(10**6, 10**8, 10**4), roofline.MACHINES[0]) is None
     assert "| more than 4096 |" in roofline.table([roofline.Size(10**6, 10**8, 10**4)])
+
+
+def test_the_document_has_the_table_that_the_formulas_give():
+    sizes = [roofline.Size(1000, 100_000, 512), *large.SIZES]
+    assert roofline.table(sizes) in (Path(__file__).parent.parent / "docs" / "large.md").read_text()
