@@ -40,7 +40,7 @@ def everything(problem, point, tangent):
 
 # Of twelve samples, and of seven where unbalanced: 5, and 3 on three shards, leave a smaller last block.
 FEW = [("regularized", 3, 3), ("contrastive", 5, 1)]
-MANY = [(name, size, shards) for name in PROBLEMS for size in (1, 2, 5, 100) for shards in (1, 3)]
+MANY = [(name, size, shards) for name in PROBLEMS for size in (1, 5) for shards in (1, 3)]
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import ufm_jax as ufm
 from tests.test_blocks import SOLVERS, in_blocks, run, check_sharded_run, D, K
 labels = ufm.balanced_labels(K, 10)
-problems = [ufm.normalized(labels, K, tau=2.0), ufm.normalized(labels, K, loss=ufm.losses.focal),
-            ufm.normalized(labels, K, loss=ufm.losses.label_smoothing), ufm.regularized(labels, K)]
+problems = [ufm.normalized(labels, K, loss=ufm.losses.focal), ufm.regularized(labels, K)]
 for problem in problems:
     start = problem.random_point(jax.random.key(0), D)
     for solver in SOLVERS:

@@ -188,7 +188,7 @@ class Problem:
         return apply
 
     def _euclidean_hessian(self, point: Point, G: chex.Array | None = None) -> Callable[[Point], Point]:
-        """The Hessian of `cost` in the ambient space, a linear map; G is that of a forward pass, if made."""
+        """The Hessian of `cost` in the ambient space, a linear map; G of a forward pass, if made."""
         if self.block_size is not None:
 
             def of_block(part: Problem, x: Point, tangent: Point) -> Point:
