@@ -8,7 +8,7 @@ import ufm_jax as ufm
 from experiments import large
 from ufm_jax.solvers.base import iterate_at
 
-CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64")
+CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64", memory=4.0)
 
 
 def test_measures_of_spread_samples_are_those_of_the_metrics(key):
