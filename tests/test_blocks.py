@@ -22,8 +22,8 @@ def in_blocks(problem, block_size, shards=1):
     return dataclasses.replace(problem, block_size=block_size, shards=shards)
 
 
-def assert_close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
+def assert_close(found, expected, atol=1e-14):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=atol), found, expected)
 
 
 @jax.jit
@@ -106,7 +106,7 @@ def whole(start):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_run_in_blocks_is_the_same_run(solver, start, whole):
     found, _ = run(in_blocks(PROBLEMS["regularized"], 5), start, solver)
-    assert_close(found, whole[solver])
+    assert_close(found, whole[solver], atol=1e-12)
 
 
 def check_collectives(program, in_loops):
@@ -132,7 +132,7 @@ def check_sharded_run(problem, solver, expected, devices):
     sharded = ufm.sharding.shard_problem(problem, mesh)
     start = ufm.sharding.random_point(sharded, mesh, jax.random.key(0), D)
     found, program = run(sharded, start, solver)
-    assert_close(found, expected)
+    assert_close(found, expected, atol=1e-12)
     check_collectives(program, problem.block_size is not None)
     for point in (start, found.point):
         assert {x.data.shape for x in point.H.addressable_shards} == {(len(point.H) // len(devices), D)}
