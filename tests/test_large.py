@@ -8,12 +8,12 @@ import ufm_jax as ufm
 from experiments import large
 from ufm_jax.solvers.base import iterate_at
 
-CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64")
+CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64", memory=4.0)
 
 
 def test_measures_of_spread_samples_are_those_of_the_metrics(key):
     problem = large.problem_of(CONFIG)
-    point = problem.random_point(key, CONFIG.dim)
+    point = jax.jit(problem.random_point, static_argnums=1)(key, CONFIG.dim)
     spread = ufm.sharding.shard_problem(large.problem_of(CONFIG, 4), large.mesh())
     placed = jax.device_put(point, ufm.sharding.placement(spread, large.mesh()))
 
@@ -21,17 +21,20 @@ def test_measures_of_spread_samples_are_those_of_the_metrics(key):
     def measured(problem, point):
         return large.measure(problem, iterate_at(problem, problem.evaluate(point)))
 
-    W, H = point
-    expected = {
-        "loss": problem.cost(point),
-        "gradient_norm": problem.manifold.norm(point, problem.gradient(problem.evaluate(point))),
-        "accuracy": ufm.metrics.accuracy(W, H, problem.labels),
-        "nc1": ufm.metrics.nc1(H, problem.labels, 4),
-        "nc2": ufm.metrics.nc2(W),
-        "nc3": ufm.metrics.nc3(W, H, problem.labels),
-    }
+    @jax.jit
+    def expected(W, H):
+        iterate = iterate_at(problem, problem.evaluate(ufm.Point(W, H)))
+        return {
+            "loss": iterate.value,
+            "gradient_norm": iterate.gradient_norm,
+            "accuracy": ufm.metrics.accuracy(W, H, problem.labels),
+            "nc1": ufm.metrics.nc1(H, problem.labels, 4),
+            "nc2": ufm.metrics.nc2(W),
+            "nc3": ufm.metrics.nc3(W, H, problem.labels),
+        }
+
     found = measured(spread, placed)
-    for name, value in expected.items():
+    for name, value in expected(*point).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-11, err_msg=name)
 
 
@@ -67,13 +70,13 @@ def test_each_claim_fails_where_the_data_does_not_bear_it(change, failing):
     )
 
 
-@pytest.mark.parametrize(("num_classes", "dim"), [(10, 3), (10, 9), (10, 20)])
-def test_the_least_nc2_of_a_rank_is_reached_by_a_projection(num_classes, dim, key):
+@pytest.mark.parametrize(("num_classes", "dim"), [(10, 3), (10, 20)])
+def test_the_least_nc2_of_a_rank_is_reached_by_a_projection(num_classes, dim):
     """The best W of rank d is the simplex projected on any d of its directions; no random one is below."""
     least = large.least_nc2(num_classes, dim)
     simplex = np.eye(num_classes) - 1 / num_classes
     _, vectors = np.linalg.eigh(simplex)
     best = vectors[:, ::-1][:, : min(dim, num_classes - 1)]
     np.testing.assert_allclose(ufm.metrics.nc2(jax.numpy.asarray(best)), least, atol=1e-7)
-    for k in jax.random.split(key, 20):
-        assert ufm.metrics.nc2(jax.random.normal(k, (num_classes, dim))) >= least
+    others = np.random.default_rng(0).normal(size=(20, num_classes, dim))
+    assert np.all(jax.jit(jax.vmap(ufm.metrics.nc2))(others) >= least)

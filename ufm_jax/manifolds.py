@@ -39,7 +39,7 @@ def normalize(rows: chex.Array) -> chex.Array:
     """
     largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
     is_zero = largest == 0
-    first = jnp.zeros_like(rows).at[..., 0].set(1)
+    first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(is_zero, first, rows / jnp.where(is_zero, 1, largest))
     return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
 

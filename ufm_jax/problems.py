@@ -178,7 +178,8 @@ class Problem:
 
     def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Point) -> Callable[[Point], Point]:
         """`hessian`, given the forward pass and the gradient in the ambient space."""
-        point, euclidean_hessian = evaluation.point, self._euclidean_hessian(evaluation)
+        point = evaluation.point
+        euclidean_hessian = self._euclidean_hessian(point, evaluation.G)
 
         def apply(tangent: Point) -> Point:
             return self.manifold.riemannian_hessian(
@@ -187,19 +188,19 @@ class Problem:
 
         return apply
 
-    def _euclidean_hessian(self, evaluation: Evaluation) -> Callable[[Point], Point]:
-        """The Hessian of `cost` in the ambient space, a linear map."""
-        point, _, G = evaluation
-        if G is None:
+    def _euclidean_hessian(self, point: Point, G: chex.Array | None = None) -> Callable[[Point], Point]:
+        """The Hessian of `cost` in the ambient space, a linear map; G of a forward pass, if made."""
+        if self.block_size is not None:
 
             def of_block(part: Problem, x: Point, tangent: Point) -> Point:
-                return part._euclidean_hessian(part.evaluate(x))(tangent)
+                return part._euclidean_hessian(x)(tangent)
 
             return lambda tangent: self._with_decays(
                 self._vector_over_blocks(of_block, point, tangent), tangent
             )
 
-        _, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
+        slopes, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
+        G = slopes if G is None else G
 
         def apply(tangent: Point) -> Point:
             _, scores_change = jax.jvp(self.scores, (point,), (tangent,))
@@ -233,7 +234,8 @@ class Problem:
             return jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
 
         samples = (self.labels, *(point.H for point in points))
-        return over_blocks(of_samples, zero, samples, self.block_size, self.shards)
+        size = self.block_size or len(self.labels)
+        return over_blocks(of_samples, zero, samples, size, self.shards)
 
     def _anchors_against_all(self) -> "Problem":
         """A contrastive problem as one of N classes, whose labels are the anchors' numbers."""
