@@ -23,6 +23,7 @@ MAX_STEPS = 20_000
 """Most steps of the search for the distances; random classifiers take hundreds, symmetric ones a few."""
 
 
+@jax.jit  # So that the loop is compiled once for a shape, and not at every call.
 def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     """Distance of each direction `w_k / ||w_k||` from the convex hull of the others'.
 
