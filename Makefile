@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 ARGS ?=
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
-LANDSCAPE := landscape landscape-window landscape-conditions focal-map
+LANDSCAPE := landscape landscape-window landscape-conditions focal-map softmax-codes
 NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench
 
@@ -34,6 +34,7 @@ landscape: $(READY)  ## Theorem 2 tested on a thousand saddles (2 min)
 landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways down (20 s)
 landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
+softmax-codes: $(READY)  ## More classes than dimensions: minima against packings (2 min)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)

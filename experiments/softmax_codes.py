@@ -260,7 +260,7 @@ def plot(config: Config, data: Data) -> Figure:
         for axes in row:
             axes.set(xscale="log", xlabel=r"temperature $\tau$")
         for axes in row[:2]:
-            axes.set_ylim(bottom=0)
+            axes.ticklabel_format(axis="y", useOffset=False)
         row[2].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(
         f"minima of the normalized UFM, n={config.samples_per_class}, best of {config.trials} trials; "
@@ -273,7 +273,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="softmax-codes",
     title="more classes than dimensions: minima against the best spherical packings, as tau grows",
-    duration="about 3 min",
+    duration="about 2 min",
     config=Config,
     check=check,
     run=run,

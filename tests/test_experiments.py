@@ -49,6 +49,7 @@ SMALL = {
     "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
     "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
     "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
+    "softmax-codes": ["--num_classes", "4", "5", "--dim", "2", "3", "--tau", "1", "32", "--trials", "2"],
     "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
     "large": ["--num_classes", "4", "--samples_per_class", "6", "--dim", "5", "--block_size", "5"],
@@ -66,6 +67,7 @@ SLOW = (
     "fig13",
     "landscape",
     "large",
+    "softmax-codes",
     "table2",
 )
 """Experiments whose smallest run is long, or differs from another one only in a solver or a loss."""
@@ -253,6 +255,9 @@ def test_claims_judge_the_data():
         ),
         (["landscape-window", "--dim", "4"], "needs dim larger than num_classes, but they are 4 and 4."),
         (["landscape-conditions", "--dim", "2"], "one value for each problem, but have 12 and 1."),
+        (["softmax-codes", "--dim", "2"], "one value for each problem, but have 18 and 1."),
+        (["softmax-codes", "--num_classes", "9", "--dim", "4"], "not for num_classes 9 at dim 4."),
+        (["softmax-codes", "--dtype", "float32"], "dtype must be float64, in which angles settle to 1e-8"),
         (["focal-map", "--gamma", "-1"], "gamma must be finite and at least 0"),
         (
             ["large", "--num_classes", "3", "--samples_per_class", "1"],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import ufm_jax as ufm
 from ufm_jax import metrics
+from ufm_jax.metrics import one_vs_rest_distances as distances
 
 
 def reference_distances(w):
@@ -35,16 +36,11 @@ def reference_gnc3(w, features, labels):
     return np.mean(1 - cosines)
 
 
-@pytest.fixture(scope="module")
-def distances():
-    return jax.jit(metrics.one_vs_rest_distances)
-
-
 @pytest.mark.parametrize(("dtype", "precision"), [(np.float32, 2e-5), (np.float64, 2e-11)])
 @pytest.mark.parametrize("shape", [(5, 9), (8, 3)])
 @given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.01, 10))
 @settings(deadline=None, max_examples=10)
-def test_distances_equal_an_active_set_solver(distances, shape, dtype, precision, seed, spread):
+def test_distances_equal_an_active_set_solver(shape, dtype, precision, seed, spread):
     """Few classes and many, all around and, where the spread is small, all on one side."""
     w = np.random.default_rng(seed).normal(size=shape) * spread
     w[:, 0] += 1
@@ -54,15 +50,17 @@ def test_distances_equal_an_active_set_solver(distances, shape, dtype, precision
     np.testing.assert_allclose(found, reference_distances(w), atol=precision)
 
 
+CUBE = np.stack(np.meshgrid([-1.0, 1], [-1.0, 1], [-1.0, 1]), -1).reshape(8, 3)
+
+
 @pytest.mark.parametrize(
     ("W", "expected"),
     [
-        (ufm.theory.simplex_etf(6, 8), 6 / 5),
-        (ufm.theory.regular_polygon(7), 1 - np.cos(2 * np.pi / 7)),
-        (jnp.concatenate([jnp.eye(3), -jnp.eye(3)]), 1.0),
-        (jnp.array([[1.0, 0], [-3, 0]]), 2.0),
-        (jnp.array([[1.0, 0], [1, 0], [0, 1]]), 0.0),
-        (jnp.zeros((3, 2)), 0.0),
+        (np.asarray(ufm.theory.simplex_etf(5, 9)), 5 / 4),
+        (np.pad(ufm.theory.regular_polygon(8), ((0, 0), (0, 1))), 1 - np.cos(np.pi / 4)),
+        (CUBE, 2 / 3),
+        (np.where(np.arange(8)[:, None] == 0, CUBE[1], CUBE), 0),  # The first direction is the second's.
+        (np.zeros((8, 3)), 0),
     ],
 )
 def test_codes_with_known_distances(W, expected):
@@ -71,7 +69,7 @@ def test_codes_with_known_distances(W, expected):
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=10)
-def test_distances_feel_no_rotation_no_order_and_no_lengths(distances, seed):
+def test_distances_feel_no_rotation_no_order_and_no_lengths(seed):
     generator = np.random.default_rng(seed)
     w = generator.normal(size=(8, 3))
     rotation, order = np.linalg.qr(generator.normal(size=(3, 3)))[0], generator.permutation(8)
@@ -105,7 +103,7 @@ def test_gnc3_at_its_ends():
     assert metrics.gnc3(frame, frame[labels] + 10.0, labels) > 0.5
 
 
-def test_distances_work_under_vmap(distances):
+def test_distances_work_under_vmap():
     w = np.random.default_rng(0).normal(size=(3, 8, 3))
     np.testing.assert_allclose(jax.vmap(distances)(w), [reference_distances(x) for x in w], atol=2e-11)
 

@@ -23,6 +23,7 @@ MAX_STEPS = 20_000
 """Most steps of the search for the distances; random classifiers take hundreds, symmetric ones a few."""
 
 
+@jax.jit  # So that the loop is compiled once for a shape, and not at every call.
 def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     """Distance of each direction `w_k / ||w_k||` from the convex hull of the others'.
 
@@ -43,10 +44,12 @@ def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     Accelerated Gradient Schemes*, 2015.
     """
     points = _directions(collapse.widen(collapse.matrix("W", W)))
+    # Weights sum to one: distances stay as they are, and directions that share much are told apart sooner.
+    points = points - jnp.mean(points, 0)
     tolerance = jnp.finfo(points.dtype).eps ** 0.7
     # The largest row sum of the Gram matrix bounds its largest eigenvalue.
     row_sums = jnp.sum(jnp.abs(matmul(points, points.T)), -1)
-    step_size = 1 / jnp.maximum(jnp.max(row_sums), 1)
+    step_size = 1 / jnp.maximum(jnp.max(row_sums), jnp.finfo(points.dtype).tiny)
     itself = jnp.eye(len(points), dtype=bool)
 
     def residuals(weights: chex.Array) -> tuple[chex.Array, chex.Array]:

@@ -108,7 +108,7 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
     >>> print(ufm.metrics.measure([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0]], [0, 0, 1]))
     3 samples, 2 classes, 2 dimensions
     metric         value  at collapse  meaning
-    NC1          0.07407  0            within-class variability, against that between the classes
+    NC1          0.03333  0            within-class variability, against that between the classes
     CDNV         0.02778  0            within-class variance over squared distance, by pairs of classes
     (NC2, NC3, NC4, GNC2, GNC3 and accuracy need the classifier W.)
     """
@@ -164,7 +164,7 @@ def _all(
         "nc4": collapse.nc4(W, features, labels, bias),
         "gnc2": generalized.gnc2(W),
         "gnc3": generalized.gnc3(W, features, labels),
-        "accuracy": jnp.mean(collapse.decisions(W, features, bias) == labels),
+        "accuracy": jnp.mean(collapse.decisions(W, features, bias) == labels, dtype=W.dtype),
     }
 
 
