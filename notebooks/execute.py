@@ -1,6 +1,7 @@
 """Executes the notebooks of this folder and keeps what they print and draw: `make notebooks`.
 
-`python notebooks/execute.py ufm_on_tpu` executes one. A notebook is run from the project's root, in a kernel of the Python that runs this file.
+`python notebooks/execute.py ufm_on_tpu` executes one. A notebook runs from the project's root, in a kernel of
+the Python that runs this file.
 """
 
 import hashlib
@@ -50,7 +51,7 @@ def digest(notebook: nbformat.NotebookNode) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Executes the notebooks (all if none is named) as they stand, and writes them back with their outputs."""
+    """Executes notebooks as they stand, all if none is named, and writes them back with their outputs."""
     for name in names or NAMES:
         notebook = execute(read(name))
         # What differs from machine to machine tells a reader nothing.
