@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks test test-slow lint format clean
+.PHONY: help setup figures networks notebooks test test-slow lint format clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
@@ -46,6 +46,9 @@ $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
+
+notebooks: $(READY)  ## Execute the notebooks and keep their outputs (4 min)
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 test: $(READY)  ## Tests without the slow ones (7 min)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

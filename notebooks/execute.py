@@ -1,7 +1,7 @@
 """Executes the notebooks of this folder and keeps what they print and draw: `make notebooks`.
 
-`python notebooks/execute.py ufm_on_tpu` executes one. A notebook runs from the project's root, in a kernel of
-the Python that runs this file.
+`python notebooks/execute.py ufm_on_tpu` executes one. A notebook runs from the project's root, in a kernel
+of the Python that runs this file.
 """
 
 import hashlib
