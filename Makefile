@@ -47,7 +47,7 @@ figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 mi
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
 
-notebooks: $(READY)  ## Execute the notebooks and keep their outputs (4 min)
+notebooks: $(READY)  ## Execute the notebooks and keep their outputs (2 min)
 	$(BIN)/python notebooks/execute.py $(ARGS)
 
 test: $(READY)  ## Tests without the slow ones (7 min)
