@@ -44,6 +44,7 @@ def test_the_tpu_notebook_runs(tmp_path):
     with np.load(tmp_path / "trials.npz") as found:
         assert found["nc2"].shape == (len(found["tau"]), 2)
         assert np.isfinite(found["loss"]).all()
+    assert list((tmp_path / "trials").iterdir()) == []  # The finished arrays took the place of the chunks.
 
 
 @pytest.mark.slow
