@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks report record test test-slow lint format docs clean
+.PHONY: help setup figures networks notebooks report record test test-slow lint format docs clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
@@ -48,6 +48,9 @@ $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
+
+notebooks: $(READY)  ## Execute the notebooks and keep their outputs (2 min)
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 report: $(READY)  ## One page of all results: results/index.html (10 s)
 	@$(BIN)/python -m experiments.report $(ARGS)

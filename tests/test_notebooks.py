@@ -1,0 +1,164 @@
+"""The notebooks run from top to bottom, and what is committed in them is what they gave."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from notebooks import execute
+
+ROOT = Path(__file__).parent.parent
+PATHS_OF_A_MACHINE = r"(?<![\w.])/(home|root|tmp|usr|opt|work|mnt|Users|private)\b|site-packages|C:\\"
+
+
+def code(name):
+    cells = [cell for cell in execute.read(name).cells if cell.cell_type == "code"]
+    return {cell.id: cell for cell in cells}
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def pictures(cell):
+    data = [output.data.get("image/png") for output in cell.outputs if "data" in output]
+    return [base64.b64decode(picture) for picture in data if picture]
+
+
+def executed(name, **parameters):
+    notebook = execute.execute(execute.read(name), **parameters)
+    assert execute.digest(notebook) == execute.digest(execute.read(name))
+    return {cell.id: cell for cell in notebook.cells}
+
+
+def test_the_tpu_notebook_runs(tmp_path):
+    cells = executed("ufm_on_tpu", SCALE=0.02, OUT=str(tmp_path))
+    assert "CONVERGED" in printed(cells["loss"])
+    assert len(pictures(cells["fig9"])) == len(pictures(cells["plots"])) == 1
+    with np.load(tmp_path / "trials.npz") as found:
+        assert found["nc2"].shape == (len(found["tau"]), 2)
+        assert np.isfinite(found["loss"]).all()
+    assert list((tmp_path / "trials").iterdir()) == []  # The finished arrays took the place of the chunks.
+
+
+@pytest.mark.slow
+def test_the_networks_notebook_runs(tmp_path):
+    cells = executed("networks_on_gpu", SCALE=0.1, OUT=str(tmp_path))
+    for cell, name, epochs in [("digits", "fig10", 2), ("compare", "fig6", 4)]:
+        assert "100%" in printed(cells[cell])
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["config"]["epochs"] == epochs
+    assert len(pictures(cells["metrics"])) == len(pictures(cells["compare-plot"])) == 1
+
+
+@pytest.mark.parametrize("name", execute.NAMES)
+def test_committed_outputs_are_those_of_the_committed_code(name):
+    notebook = execute.read(name)
+    assert notebook.metadata["executed_code"] == execute.digest(notebook), "run `make notebooks`"
+    cells = code(name)
+    assert [cell.execution_count for cell in cells.values()] == list(range(1, len(cells) + 1))
+    assert re.search(r"^SCALE = 1\.0 ", cells["parameters"].source, re.M)
+    assert sum(len(pictures(cell)) for cell in cells.values()) == 2
+    assert not any(output.output_type == "error" for cell in cells.values() for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", execute.NAMES)
+def test_committed_notebooks_are_small_and_name_no_machine(name):
+    text = (execute.FOLDER / f"{name}.ipynb").read_text()
+    assert len(text) < 200_000
+    cells = code(name).values()
+    for part in [printed(cell) for cell in cells] + [cell.source for cell in cells]:
+        assert not re.search(PATHS_OF_A_MACHINE, part), part
+    assert "execution" not in json.dumps([cell.metadata for cell in cells])
+
+
+@pytest.mark.parametrize("name", execute.NAMES)
+def test_the_notebooks_say_where_their_outputs_come_from(name):
+    assert "two CPU cores" in execute.read(name).cells[0].source
+
+
+def test_everything_names_one_address_of_the_repository():
+    readme = (ROOT / "README.md").read_text()
+    for name in execute.NAMES:
+        (address,) = re.findall(
+            r'^REPOSITORY = "https://github\.com/(\S+)"', code(name)["parameters"].source, re.M
+        )
+        assert (
+            f"https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}.ipynb" in readme
+        )
+
+
+def install(name="ufm_on_tpu"):
+    names = {"REPOSITORY": "folder"}
+    source = code(name)["install"].source
+    exec(source.split("\nif importlib")[0], names)
+    return names
+
+
+def test_both_notebooks_install_alike_and_ask_for_the_jax_of_the_package():
+    assert len({code(name)["install"].source for name in execute.NAMES}) == 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"jax>={install()['OLDEST_JAX']}" in project["dependencies"]
+
+
+class Distribution:
+    def __init__(self, name, version):
+        self.metadata, self.version = {"Name": name}, version
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Stands in for pip: the calls made, each with the text of its constraints."""
+    calls = []
+
+    def run(command, check):
+        assert check
+        calls.append((command, Path(command[command.index("--constraint") + 1]).read_text()))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def pretend(monkeypatch, **versions):
+    found = [Distribution(name.replace("_", "-"), version) for name, version in versions.items()]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+
+
+def test_the_install_cell_keeps_the_jax_that_is_there(monkeypatch, pip):
+    kept = {"jax": "0.8.1", "jaxlib": "0.8.1+local", "libtpu": "0.0.24", "jax_cuda12_plugin": "0.8.1"}
+    pretend(monkeypatch, **kept, numpy="2.0", jaxtyping="0.3", jaxopt="0.8")
+    install()["install"]("folder")
+    ((command, constraints),) = pip
+    assert command[0] == sys.executable
+    assert command[-1] == "folder"
+    expected = {f"{name.replace('_', '-')}=={version}" for name, version in kept.items()}
+    assert set(constraints.split()) == expected
+
+
+def test_the_install_cell_takes_any_jax_where_there_is_none(monkeypatch, pip):
+    pretend(monkeypatch, numpy="2.0")
+    install()["install"]("https://github.com/someone/ufm-jax")
+    ((command, constraints),) = pip
+    assert command[-1] == "git+https://github.com/someone/ufm-jax"
+    assert constraints == ""
+
+
+@pytest.mark.parametrize("version", ["0.6.2", "0.4.38"])
+def test_the_install_cell_refuses_an_old_jax_in_one_sentence(monkeypatch, pip, version):
+    pretend(monkeypatch, jax=version)
+    with pytest.raises(RuntimeError, match=rf"jax {version}, but ufm-jax needs 0\.7 or newer: .*\.$"):
+        install()["install"]("folder")
+    assert pip == []
+
+
+def test_the_install_cell_asks_for_an_address(monkeypatch, pip):
+    pretend(monkeypatch, jax="0.10.2")
+    with pytest.raises(ValueError, match="names no owner"):
+        install()["install"]("https://github.com/OWNER/ufm-jax")
+    assert pip == []
