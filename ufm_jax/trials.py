@@ -39,6 +39,8 @@ def grid(
     """Calls `trial(**point_of_the_grid)` for every combination of `axes`.
 
     Where several processes share a run (`jax.distributed`), each makes the same call and gets all results.
+    On CPUs the results are the same to the bit on any two devices or more. One device alone, or another
+    `batch_size`, compiles to a program that may round otherwise, which a long descent amplifies.
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
@@ -111,11 +113,11 @@ def run(
     mesh = Mesh(np.array(devices), ("trials",))
     mapped = _compiled(trial, batch_size, mesh)
 
-    # A loop over one row would compile to another program, which rounds otherwise.
+    # A loop over one row would compile to a program that rounds otherwise.
     rows = max(2, chunk_size // len(devices))
 
     def chunk(members: np.ndarray) -> tuple[Any, jax.Array, np.ndarray]:
-        """Inputs of the trials `members` and how many of each device's rows these are; which rows in all."""
+        """Inputs with `rows` a device, how many of each device's rows are `members`, and which these are."""
         shares = np.array_split(members, len(devices))
         counts = np.array([len(share) for share in shares], np.int32)
         # Filled up, so that every chunk has one shape and compiles once.
@@ -142,8 +144,10 @@ def run(
             progress(total - len(remaining) + start, total)
         members = remaining[start : start + chunk_size]
         *arguments, is_member = chunk(members)
-        outputs = _named(mapped(*arguments))
-        found = {path: np.asarray(x)[is_member.ravel()] for path, x in outputs.items()}
+        outputs = mapped(*arguments)
+        if mesh.is_multi_process:
+            outputs = multihost_utils.process_allgather(outputs, tiled=True)
+        found = {path: np.asarray(x)[is_member.ravel()] for path, x in _named(outputs).items()}
         for path, whole in _named(results).items():
             whole[members] = found[path]
         if store is not None and is_first:
@@ -171,9 +175,7 @@ def _compiled(trial: Callable, batch_size: int, mesh: Mesh) -> Any:
     mapped = jax.shard_map(
         on_one_device, mesh=mesh, in_specs=over_trials, out_specs=over_trials, check_vma=False
     )
-    # A process can read its own devices alone: with several, every device gets all results.
-    readable = PartitionSpec() if mesh.is_multi_process else over_trials
-    return jax.jit(mapped, out_shardings=NamedSharding(mesh, readable))
+    return jax.jit(mapped)
 
 
 def _one_after_another(trial: Callable, inputs: Any, count: jax.Array) -> Any:
