@@ -283,7 +283,7 @@ def test_experiments_are_in_the_order_of_the_paper():
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
+def test_an_interrupted_run_leaves_no_result_but_what_it_continues_from(stop, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments", "fig9", "--out", str(tmp_path), "--trials", "500"],
         cwd=ROOT,
@@ -299,9 +299,12 @@ def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
-    assert list(tmp_path.iterdir()) == []
+    # Whether a first chunk was finished depends on the machine.
+    kept = [f.name for f in tmp_path.iterdir()]
+    assert kept in ([], [".fig9-checkpoints"])
     if stop == signal.SIGINT:
-        assert err.splitlines()[-1] == "interrupted: nothing was written."
+        outcome = "the same command continues from the last checkpoint" if kept else "nothing was written"
+        assert err.splitlines()[-1] == f"interrupted: {outcome}."
 
 
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):

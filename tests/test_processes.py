@@ -151,7 +151,7 @@ assert jax.device_count() == int(sys.argv[2])
 for name in UFM_FIGURES:
     experiment = all_experiments()[name]
     config = cli._parse(experiment, SMALL[name])
-    np.savez(Path(sys.argv[1]) / f"{name}.npz", **experiment.run(config, lambda done, total: None))
+    np.savez(Path(sys.argv[1]) / f"{name}.npz", **experiment.run(config, lambda *state: None))
 """
 
 
@@ -181,24 +181,24 @@ def peak():
 def trial(x):
     matrix = jnp.sin(x * jnp.arange(MIB // 4, dtype=jnp.float32)).reshape(1024, 256)
     return matrix[:8] @ (matrix.T @ matrix[:, :4])
-budget = 256 * MIB
+budget = 128 * MIB
 inputs = jnp.arange(10000, dtype=jnp.float32)
 batch_size = budget // ufm.trials._bytes_of_a_trial(trial, inputs[0])
 assert batch_size > 100
+before = peak()
 for size in (1, batch_size):
-    ufm.trials.run(trial, inputs[: 2 * size], batch_size=size, devices=jax.devices()[:1])
-    before = peak()
     ufm.trials.run(trial, inputs, batch_size=size, devices=jax.devices()[:1])
-    print(size, (peak() - before) / budget)
+    print((peak() - before) / MIB)
 """
 
 
 @pytest.mark.slow
 def test_ten_thousand_trials_stay_within_their_memory():
     out = subprocess.check_output([sys.executable, "-c", MEMORY], cwd=ROOT, text=True)
-    shares = {int(line.split()[0]): float(line.split()[1]) for line in out.splitlines()}
-    assert shares[1] < 0.5
-    assert max(shares.values()) < 1
+    one_by_one, batched = map(float, out.split())
+    compiling = 96
+    assert one_by_one < compiling
+    assert batched < 128 + compiling
 
 
 @pytest.mark.parametrize(

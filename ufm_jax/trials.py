@@ -117,7 +117,7 @@ def run(
     rows = max(2, chunk_size // len(devices))
 
     def chunk(members: np.ndarray) -> tuple[Any, jax.Array, np.ndarray]:
-        """Inputs with `rows` a device, how many of each device's rows are `members`, and which these are."""
+        """Inputs with `rows` a device, how many rows of each are `members`, and which these are."""
         shares = np.array_split(members, len(devices))
         counts = np.array([len(share) for share in shares], np.int32)
         # Filled up, so that every chunk has one shape and compiles once.
