@@ -12,7 +12,8 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks notebooks report record test test-slow lint format docs clean
+.PHONY: help setup figures networks notebooks report record test test-slow cluster-test lint format docs
+.PHONY: clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
@@ -63,6 +64,9 @@ test: $(READY)  ## Tests without the slow ones (7 min)
 
 test-slow: $(READY)  ## The slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+cluster-test: $(READY)  ## Two processes of four devices each on this machine, and one of them killed (3 min)
+	$(BIN)/python -m pytest -m slow tests/test_processes.py $(ARGS)
 
 lint: $(READY)  ## Linters, formatting and types (30 s)
 	$(BIN)/ruff check .

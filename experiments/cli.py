@@ -219,7 +219,8 @@ def _set_up_jax(dtype: str) -> None:
     jax.config.update("jax_enable_x64", dtype == "float64")
     with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
         if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            # Two at least: programs for one device round otherwise than those for several.
+            jax.config.update("jax_num_cpu_devices", max(2, len(os.sched_getaffinity(0))))
 
 
 def _with_dtype_of_device(config: Any, arguments: Sequence[str]) -> Any:

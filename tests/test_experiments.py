@@ -322,7 +322,7 @@ def test_experiments_are_in_the_order_of_the_paper():
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
+def test_an_interrupted_run_leaves_no_result_but_what_it_continues_from(stop, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments", "fig9", "--out", str(tmp_path), "--trials", "500"],
         cwd=ROOT,
@@ -338,10 +338,14 @@ def test_an_interrupted_run_leaves_no_result(stop, tmp_path):
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
-    assert list(tmp_path.iterdir()) == []
+    # Whether a first chunk was finished depends on the machine.
+    kept = [f.name for f in tmp_path.iterdir()]
+    assert kept in ([], [".fig9-checkpoints"])
     if stop == signal.SIGINT:
         said, command_line = err.splitlines()[-1].split(": ", 2)[1:]
-        assert said == "nothing was written; to start again"
+        assert said == (
+            "to continue from the last checkpoint" if kept else "nothing was written; to start again"
+        )
         # What it says to type is what was typed.
         assert shlex.split(command_line)[1:] == ["-m", "experiments", *map(str, process.args[3:])]
 

@@ -117,3 +117,87 @@ def test_batches_are_cut_to_the_memory_that_is_allowed():
 def test_bad_input_is_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         ufm.trials.grid(trial, **arguments)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping_after(chunks):
+    """A progress function that stops the sweep when so many chunks are finished."""
+    seen = []
+
+    def progress(done, total):
+        seen.append(done)
+        if len(seen) > chunks:
+            raise Stopped
+
+    return progress
+
+
+def test_a_stopped_sweep_continues_on_another_number_of_devices():
+    axes = {"tau": TAU, "key": KEYS}
+    whole = ufm.trials.grid(trial, axes)
+    store: dict = {}
+    for devices, chunks in [(1, 3), (2, 2)]:
+        own = jax.local_devices()[:devices]
+        with pytest.raises(Stopped):
+            ufm.trials.grid(trial, axes, devices=own, progress=stopping_after(chunks), store=store)
+    assert len(store) == 5
+    progress = []
+    found = ufm.trials.grid(trial, axes, progress=lambda *state: progress.append(state), store=store)
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+    assert progress[0] == (3 * 1 + 2 * 2, 15)
+    trials = np.concatenate([chunk["trials"] for chunk in store.values()])
+    np.testing.assert_array_equal(np.sort(trials), np.arange(15))
+
+
+def test_what_a_store_holds_is_not_run_again():
+    store: dict = {}
+    inputs = np.arange(50.0)
+    ufm.trials.run(jnp.square, inputs, store=store)
+    store["0-3"] |= {"output": np.array([0, 1, -1, 9.0])}
+    found = ufm.trials.run(jnp.square, inputs, store=store)
+    np.testing.assert_array_equal(found, np.where(inputs == 2, -1, inputs**2))
+
+
+@pytest.mark.parametrize("other", ["inputs", "outputs"])
+def test_a_store_of_another_grid_is_refused(other):
+    store: dict = {}
+    keys = jax.random.split(jax.random.key(1), 3)
+    ufm.trials.run(jax.random.normal, keys, store=store)
+    trial = jax.random.normal if other == "inputs" else lambda key: jax.random.normal(key, (2,))
+    inputs = keys[::-1] if other == "inputs" else keys
+    with pytest.raises(ValueError, match="store must be empty or hold chunks of this grid"):
+        ufm.trials.run(trial, inputs, store=store)
+
+
+def test_a_sweep_compiles_its_trial_once():
+    compiled = []
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    def sweep():
+        compiled.clear()
+        ufm.trials.grid(value, {"tau": TAU, "key": KEYS}, store={})
+        return list(compiled)
+
+    def value(tau, key):
+        return trial(tau, key)["value"]
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        assert sum("on_one_device" in name for name in sweep()) == 1
+        assert sweep() == []
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_float64_is_refused_on_a_tpu():
+    refuse = ufm.trials._checks.no_float64_on_tpu
+    refuse("tpu", {"tau": np.float32([1]), "key": KEYS})
+    refuse("cpu", np.zeros(2))
+    with pytest.raises(ValueError, match="a TPU has no float64"):
+        refuse("tpu", {"tau": np.float32([1]), "value": jax.ShapeDtypeStruct((3,), np.float64)})

@@ -39,6 +39,8 @@ def grid(
     """Calls `trial(**point_of_the_grid)` for every combination of `axes`.
 
     Where several processes share a run (`jax.distributed`), each makes the same call and gets all results.
+    On CPUs the results are the same to the bit on any two devices or more. One device alone, or another
+    `batch_size`, compiles to a program that may round otherwise, which a long descent amplifies.
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
@@ -137,12 +139,19 @@ def run(
     mesh = Mesh(np.array(devices), ("trials",))
     mapped = _compiled(trial, batch_size, mesh)
 
-    def chunk(members: np.ndarray) -> Any:
-        # A short one repeats its last trial, so that every chunk has one shape and compiles once.
-        members = np.pad(members, (0, chunk_size - len(members)), mode="edge")
-        return jax.tree.map(lambda x: _spread(x, members, mesh), inputs)
+    # A loop over one row would compile to a program that rounds otherwise.
+    rows = max(2, chunk_size // len(devices))
 
-    shapes = mapped.eval_shape(chunk(np.arange(min(chunk_size, total))))
+    def chunk(members: np.ndarray) -> tuple[Any, jax.Array, np.ndarray]:
+        """Inputs with `rows` a device, how many rows of each are `members`, and which these are."""
+        shares = np.array_split(members, len(devices))
+        counts = np.array([len(share) for share in shares], np.int32)
+        # Filled up, so that every chunk has one shape and compiles once.
+        filled = np.concatenate([np.append(s, np.full(rows - len(s), members[0])) for s in shares])
+        spread = jax.tree.map(lambda x: _spread(x, filled, mesh), inputs)
+        return spread, _spread(counts, np.arange(len(devices)), mesh), np.arange(rows) < counts[:, None]
+
+    shapes = mapped.eval_shape(*chunk(np.arange(min(chunk_size, total)))[:2])
     _checks.no_float64_on_tpu(devices[0].platform, (inputs, shapes))
     results = jax.tree.map(lambda x: np.zeros((total, *x.shape[1:]), x.dtype), shapes)
     finished = np.zeros(total, bool)
@@ -160,13 +169,16 @@ def run(
         if progress is not None:
             progress(total - len(remaining) + start, total)
         members = remaining[start : start + chunk_size]
-        outputs = mapped(chunk(members))
-        rows = {path: np.asarray(x)[: len(members)] for path, x in _named(outputs).items()}
+        *arguments, is_member = chunk(members)
+        outputs = mapped(*arguments)
+        if mesh.is_multi_process:
+            outputs = multihost_utils.process_allgather(outputs, tiled=True)
+        found = {path: np.asarray(x)[is_member.ravel()] for path, x in _named(outputs).items()}
         for path, whole in _named(results).items():
-            whole[members] = rows[path]
+            whole[members] = found[path]
         if store is not None and is_first:
             name = f"{members[0]}-{members[-1]}"
-            store[name] = {"grid": grid_digest, "trials": members, **rows}
+            store[name] = {"grid": grid_digest, "trials": members, **found}
     if progress is not None:
         progress(total, total)
     return results
@@ -180,16 +192,30 @@ def _by_keywords(trial: Callable) -> Callable:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(trial: Callable, batch_size: int, mesh: Mesh) -> Any:
-    def on_one_device(inputs):
-        return jax.lax.map(trial, inputs, batch_size=batch_size if batch_size > 1 else None)
+    def on_one_device(inputs, count):
+        if batch_size > 1:
+            return jax.lax.map(trial, inputs, batch_size=batch_size)
+        return _one_after_another(trial, inputs, count[0])
 
     over_trials = PartitionSpec("trials")
     mapped = jax.shard_map(
         on_one_device, mesh=mesh, in_specs=over_trials, out_specs=over_trials, check_vma=False
     )
-    # A process can read its own devices alone: with several, every device gets all results.
-    readable = PartitionSpec() if mesh.is_multi_process else over_trials
-    return jax.jit(mapped, out_shardings=NamedSharding(mesh, readable))
+    return jax.jit(mapped)
+
+
+def _one_after_another(trial: Callable, inputs: Any, count: jax.Array) -> Any:
+    """The results of the first `count` rows of `inputs`; zeros for the others."""
+    trial = jax.jit(trial)  # Traced once, for its shapes and for its values.
+    shapes = jax.eval_shape(trial, jax.tree.map(lambda x: x[0], inputs))
+    length = len(jax.tree.leaves(inputs)[0])
+    results = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+    def put(i, results):
+        outputs = trial(jax.tree.map(lambda x: x[i], inputs))
+        return jax.tree.map(lambda whole, x: whole.at[i].set(x), results, outputs)
+
+    return jax.lax.fori_loop(0, count, put, results)
 
 
 def _is_key(x: Any) -> bool:

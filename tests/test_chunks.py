@@ -1,0 +1,84 @@
+"""Chunks in files survive what happens to processes and disks."""
+
+import numpy as np
+import pytest
+
+import ufm_jax as ufm
+from experiments import chunks, fig09
+from experiments.chunks import ChunkFolder
+
+CHUNK = {"trials": np.arange(3), "output['nc1']": np.linspace(0, 1, 6).reshape(3, 2)}
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = ChunkFolder(tmp_path / "sweep")
+    assert list(made) == []
+    made["0-2"] = CHUNK
+    made["3-5"] = CHUNK
+    return made
+
+
+def test_a_chunk_is_found_again_as_it_was(store, tmp_path):
+    again = ChunkFolder(tmp_path / "sweep")
+    assert list(again) == ["0-2", "3-5"]
+    np.testing.assert_equal(again["0-2"], CHUNK)
+    del again["0-2"]
+    assert list(store) == ["3-5"]
+    with pytest.raises(KeyError):
+        del store["0-2"]
+    assert list(store.part("other")) == []
+    assert chunks.part(None, "other") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "another array"])
+def test_a_damaged_file_counts_as_missing_and_is_named(store, damage, tmp_path, capsys):
+    file = tmp_path / "sweep" / "0-2.npz"
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    if damage == "flipped":
+        content[content.index(np.float64(0.2).tobytes()) + 3] ^= 0x10
+    if damage == "empty":
+        content = bytearray()
+    if damage == "another array":
+        content[:] = b"\x93NUMPY" + content[6:]
+    file.write_bytes(content)
+    assert store.get("0-2") is None
+    assert "0-2.npz is damaged" in capsys.readouterr().err
+    assert list(store) == ["3-5"]
+
+
+def test_a_chunk_half_written_is_no_chunk(store, tmp_path, monkeypatch):
+    def killed(file, **arrays):
+        file.write(b"PK")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store["6-8"] = CHUNK
+    assert list(ChunkFolder(tmp_path / "sweep")) == ["0-2", "3-5"]
+
+
+def test_a_sweep_recomputes_a_damaged_chunk(tmp_path, capsys):
+    store = ChunkFolder(tmp_path)
+    inputs = np.arange(20.0)
+    ufm.trials.run(square, inputs, store=store)
+    (tmp_path / "4-5.npz").write_bytes(b"rubbish")
+    np.testing.assert_array_equal(ufm.trials.run(square, inputs, store=store), inputs**2)
+    assert "4-5.npz is damaged" in capsys.readouterr().err
+    assert "4-5" in store
+
+
+def square(x):
+    return x**2
+
+
+def test_another_config_has_another_store(tmp_path):
+    def folder(**fields):
+        return chunks.of_run("fig9", fig09.Config(out=tmp_path, **fields))._path
+
+    assert folder() == folder(quiet=True) == folder(coordinator="127.0.0.1:1", processes=2)
+    assert folder() != folder(steps=3)
+    assert folder() != folder(dtype="float32")
+    assert folder().parent == tmp_path / ".fig9-checkpoints"
