@@ -214,7 +214,7 @@ def test_statistics_of_replicas_are_another_network(tmp_path):
         train_tiny(tmp_path / name, batch_size=20, data_parallel=2, batch_norm=name)
         for name in ("global", "replica")
     )
-    assert abs(whole["loss"][0, 0] / replicas["loss"][0, 0] - 1) > 1e-3
+    assert abs(whole["nc3"][0, 1] / replicas["nc3"][0, 1] - 1) > 3e-4
 
 
 @pytest.mark.slow

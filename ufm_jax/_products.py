@@ -8,7 +8,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-
 _MOST_PARTS = 64
 
 
@@ -23,9 +22,9 @@ def transposed_matmul(a: chex.Array, b: chex.Array) -> chex.Array:
     Below float64, sums over many rows are taken in parts, which are added at the end. One running sum of
     thousands of terms loses two digits where neighbouring rows are alike, as samples of a collapsed class
     are, because then all roundings go one way; so each part takes rows far from each other. Together the
-    parts are no larger than `b`.
+    parts are at most twice as large as `b`.
     """
-    parts = min(_MOST_PARTS, len(a) // a.shape[1])
+    parts = min(_MOST_PARTS, 2 * len(a) // a.shape[1])
     if jnp.finfo(a.dtype).bits >= 64 or parts < 2:
         return _transposed_matmul(a, b)
     padding = -len(a) % parts
