@@ -42,6 +42,12 @@ class NetworkConfig(Config):
     """Networks trained in each setting, from different seeds."""
     at_once: int = 1
     """Networks trained as one batched program on each device; the others of a setting take turns."""
+    data_parallel: int = 1
+    """Devices that share every batch of each network; they must not be more than there are."""
+    batch_norm: training.BatchNorm = "global"
+    """Batch normalization by statistics of the whole batch, or of each device's part of it (replica)."""
+    precision: training.Precision = "float32"
+    """Of the products in the networks; all else is float32. tf32 has an effect on GPUs and TPUs alone."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
 
@@ -52,7 +58,13 @@ class NetworkConfig(Config):
     @property
     def recipe(self) -> training.Recipe:
         """The paper's recipe with the sizes of this config."""
-        return training.Recipe(epochs=self.epochs, batch_size=self.batch_size)
+        return training.Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            data_parallel=self.data_parallel,
+            batch_norm=self.batch_norm,
+            precision=self.precision,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +89,8 @@ class Group:
 def check(config: NetworkConfig) -> None:
     """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
     _checks.within("seed", config.seed, 0, 2**31 - 1)
-    for name, low in {"epochs": 1, "batch_size": 2, "trials": 1, "at_once": 1}.items():
+    lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "at_once": 1, "data_parallel": 1}
+    for name, low in lowest.items():
         _checks.at_least(name, getattr(config, name), low)
     for name in ("samples_per_class", "checkpoint_seconds"):
         _checks.at_least(name, getattr(config, name), 0)
@@ -87,7 +100,21 @@ def check(config: NetworkConfig) -> None:
             raise ValueError(f"{name} needs at least one value.")
     _checks.at_least("width", swept["width"], 1)
     _checks.positive("tau", swept["tau"])
-    training_split(config)
+    _check_devices(config, len(training_split(config).labels))
+
+
+def _check_devices(config: NetworkConfig, samples: int) -> None:
+    shared = config.data_parallel
+    if shared > jax.local_device_count():
+        raise ValueError(
+            f"data_parallel must be at most {jax.local_device_count()}, the devices here, but is {shared}."
+        )
+    for size in (min(config.batch_size, samples), samples % config.batch_size):
+        if config.batch_norm == "replica" and size % shared != 0:
+            raise ValueError(
+                f"under batch_norm replica, data_parallel must divide every batch, but {shared} does not "
+                f"divide a batch of {size} ({samples} samples in batches of {config.batch_size})."
+            )
 
 
 def training_split(config: NetworkConfig, *, random_labels: bool = False) -> datasets.Split:
@@ -113,9 +140,10 @@ def train(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Trains every network of `groups` on `split`.
 
-    The networks of a group run beside each other, `config.at_once` on each device, and in turns where there
-    are more. Checkpoints lie in a hidden folder of `config.out`, and are used by a later run of the same
-    config; the command line removes them once the results are written.
+    The networks of a group run beside each other, `config.at_once` on each device, or on each
+    `config.data_parallel` devices that share its batches, and in turns where there are more. Checkpoints
+    lie in a hidden folder of `config.out`, and are used by a later run of the same config; the command
+    line removes them once the results are written.
 
     Returns:
         For each group's name its metrics after every epoch, (networks, epochs): those of
@@ -123,11 +151,12 @@ def train(
     """
     whole = datasets.load(config.dataset, "train")
     data = [training.samples(x, whole) for x in (split, test) if x is not None]
-    devices = jax.local_devices()
+    places = _places(jax.local_devices(), config.data_parallel)
+    turn = config.at_once * len(places)
     parts = [
-        (group, start, min(start + config.at_once * len(devices), len(group.seed)))
+        (group, start, min(start + turn, len(group.seed)))
         for group in groups
-        for start in range(0, len(group.seed), config.at_once * len(devices))
+        for start in range(0, len(group.seed), turn)
     ]
     rows: dict[str, list] = {group.name: [] for group in groups}
     for i, (group, start, stop) in enumerate(parts):
@@ -137,7 +166,7 @@ def train(
             _train_beside(
                 group,
                 slice(start, stop),
-                devices,
+                places,
                 data,
                 folder,
                 config,
@@ -149,19 +178,25 @@ def train(
     }
 
 
+def _places(devices: Sequence[jax.Device], data_parallel: int) -> np.ndarray:
+    """The devices in groups that each train one network, (places, data_parallel); the rest stand idle."""
+    count = len(devices) // data_parallel
+    return np.array(devices[: count * data_parallel]).reshape(count, data_parallel)
+
+
 def _train_beside(
     group: Group,
     members: slice,
-    devices: Sequence[jax.Device],
+    places: np.ndarray,
     data: list[training.Samples],
     folder: Path,
     config: NetworkConfig,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
-    """The histories of the `members` of `group`, as many on each device as on the others."""
+    """The histories of the `members` of `group`, as many on each place as on the others."""
     count = members.stop - members.start
-    used = max(m for m in range(1, len(devices) + 1) if count % m == 0)
-    mesh = Mesh(np.array(devices[:used]), ("network",))
+    used = max(m for m in range(1, len(places) + 1) if count % m == 0)
+    mesh = Mesh(places[:used], ("network", "batch"))
     beside, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in [("network",), ()])
     data = jax.device_put(data, everywhere)
     seed, tau = jax.device_put((group.seed[members], group.tau[members].astype(np.float32)), beside)
@@ -205,23 +240,24 @@ def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
         return state, row
 
     def compiled(function, specs, out_specs):
-        def of_one_device(data, *arguments):
-            with jax.default_matmul_precision("highest"):
-                if jax.tree.leaves(arguments[0])[0].shape[0] > 1:
-                    axes = [0 if spec == beside else None for spec in specs]
-                    return jax.vmap(function, (None, *axes))(data, *arguments)
-                own = [
-                    jax.tree.map(lambda x: x[0], x) if spec == beside else x
-                    for x, spec in zip(arguments, specs, strict=True)
-                ]
-                return jax.tree.map(lambda x: x[None], function(data, *own))
+        def of_one_place(data, *arguments):
+            if jax.tree.leaves(arguments[0])[0].shape[0] > 1:
+                axes = [0 if spec == beside else None for spec in specs]
+                return jax.vmap(function, (None, *axes))(data, *arguments)
+            own = [
+                jax.tree.map(lambda x: x[0], x) if spec == beside else x
+                for x, spec in zip(arguments, specs, strict=True)
+            ]
+            return jax.tree.map(lambda x: x[None], function(data, *own))
 
+        # Over the axis "batch" XLA divides the work by itself, see `training`.
         return jax.jit(
             jax.shard_map(
-                of_one_device,
+                of_one_place,
                 mesh=mesh,
                 in_specs=(everywhere, *specs),
                 out_specs=out_specs,
+                axis_names={"network"},
                 check_vma=False,
             )
         )

@@ -1,4 +1,10 @@
-"""Training networks by the paper's recipe, as pure functions; an epoch is one compiled program."""
+"""Training networks by the paper's recipe, as pure functions; an epoch is one compiled program.
+
+Devices can share the batches of one network. Then the samples of a batch are laid along the axis "batch"
+of the surrounding mesh, and XLA divides the rest: means over the batch, those of batch normalization and
+the gradient among them, become sums over devices, and parameters stay alike on all of them. So the program
+means what it means on one device, also where the devices do not divide a batch, which XLA fills up.
+"""
 
 import dataclasses
 import functools
@@ -9,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 import ufm_jax as ufm
 from experiments import data as datasets
 from nets import ResNet, resnet
 
 Model = Literal["normalized", "regularized"]
+BatchNorm = Literal["global", "replica"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 MODELS: tuple[Model, ...] = ("normalized", "regularized")
 METRICS = ("nc1", "nc2", "nc3", "accuracy")
 
@@ -34,6 +43,12 @@ class Recipe:
     """Of the regularized model's classifier."""
     feature_decay: float = 1e-4
     """Of the regularized model's features."""
+    data_parallel: int = 1
+    """Devices that share every batch, along the axis "batch" of the surrounding mesh."""
+    batch_norm: BatchNorm = "global"
+    """Statistics of the whole batch, or of each device's part; the devices must then divide every batch."""
+    precision: Precision = "float32"
+    """Of the network's products, and with bfloat16 of its images; all else is float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +132,7 @@ def train_epoch(
 def train_step(setup: Setup, data: Samples, state: State, batch: jax.Array) -> tuple[State, jax.Array]:
     """One step of SGD on the samples with the indices `batch`; returns the loss before it, too."""
     graph = _graph(setup, data)
+    batch = _spread(setup, batch)
 
     def objective(params):
         network = nnx.merge(graph, params, state.rest, copy=True)
@@ -124,7 +140,8 @@ def train_step(setup: Setup, data: Samples, state: State, batch: jax.Array) -> t
         value = loss(setup, logits, features, network.W[...], data.labels[batch])
         return value, nnx.state(network, nnx.Not(nnx.Param))
 
-    (value, rest), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    with _precision_of_products(setup):
+        (value, rest), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     optimizer = _optimizer(setup, len(data.labels))
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     return State(optax.apply_updates(state.params, updates), rest, optimizer_state), value
@@ -150,7 +167,9 @@ def evaluate(setup: Setup, data: Samples, state: State) -> dict[str, jax.Array]:
     network = nnx.merge(_graph(setup, data), state.params, state.rest)
 
     def forward(_, batch):
-        logits, features = network(_standardized(data, batch))
+        batch = _spread(setup, batch)
+        with _precision_of_products(setup):
+            logits, features = network(_standardized(data, batch))
         return None, (jnp.argmax(logits, -1) == data.labels[batch], features)
 
     # Samples do not see each other here: the last batch is filled up with the first samples again.
@@ -171,6 +190,8 @@ def _network(setup: Setup, data: Samples, key: jax.Array, tau: Any) -> ResNet:
         head="normalized" if setup.model == "normalized" else "plain",
         tau=tau,
         bias=setup.released,
+        batch_parts=setup.recipe.data_parallel if setup.recipe.batch_norm == "replica" else 1,
+        dtype=jnp.bfloat16 if setup.recipe.precision == "bfloat16" else jnp.float32,
         rngs=nnx.Rngs(params=key),
     )
 
@@ -191,6 +212,18 @@ def _optimizer(setup: Setup, count: int) -> optax.GradientTransformation:
 
 def _is_classifier(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: "W" in [getattr(k, "key", None) for k in path], params)
+
+
+def _spread(setup: Setup, batch: jax.Array) -> jax.Array:
+    """The indices of a batch, each device with its part of them."""
+    if setup.recipe.data_parallel == 1:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
+
+
+def _precision_of_products(setup: Setup) -> Any:
+    """How float32 factors are rounded; factors in bfloat16 are used as they are."""
+    return jax.default_matmul_precision("tensorfloat32" if setup.recipe.precision == "tf32" else "highest")
 
 
 def _standardized(data: Samples, batch: jax.Array) -> jax.Array:

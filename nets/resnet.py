@@ -6,9 +6,11 @@ those arrays, and an ensemble is the same pytrees with a leading axis; so Linen'
 modules are pure to begin with, costs two lines here. All that varies within an ensemble, the temperature
 included, is an array of the state and not part of the graph definition.
 
-The layers compute in float32 what PyTorch's compute: padding, batch normalization and its running
-statistics. Reference: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016. The
-stem for 32x32 images, one 3x3 convolution without pooling, is that of the paper's reference [4].
+The layers compute what PyTorch's compute: padding, batch normalization and its running statistics.
+Parameters, statistics, features and logits are float32; the images inside the network, and so the products
+of its convolutions, can be bfloat16. Reference: He, Zhang, Ren, Sun, *Deep Residual Learning for Image
+Recognition*, CVPR 2016. The stem for 32x32 images, one 3x3 convolution without pooling, is that of the
+paper's reference [4].
 """
 
 from typing import Any, Literal
@@ -39,7 +41,7 @@ class Conv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: chex.Array) -> chex.Array:
-        kernel = self.kernel[...]
+        kernel = self.kernel[...].astype(x.dtype)
         margin = kernel.shape[0] // 2
         if x.shape[1:3] == (1, 1):
             # All other taps see only padding, which XLA does not know.
@@ -78,28 +80,49 @@ class BatchNorm(nnx.Module):
     Training normalizes by the mean and the biased variance of the batch, and moves the running mean and the
     running *unbiased* variance by `momentum` towards it; `flax.nnx.BatchNorm` would take the biased one.
     Inference normalizes by the running statistics. Reference: Ioffe, Szegedy, ICML 2015.
+
+    With `parts` above 1, training cuts the batch into so many equal parts and normalizes each by its own
+    statistics, as devices do that share a batch and compute statistics apart; the running ones then move
+    towards the mean over the parts. Images of a lower precision are normalized in float32.
     """
 
-    def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5):
+    def __init__(self, channels: int, parts: int = 1, momentum: float = 0.1, epsilon: float = 1e-5):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
         self.variance = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.parts = parts
         self.momentum = momentum
         self.epsilon = epsilon
 
     def __call__(self, x: chex.Array, training: bool) -> chex.Array:
-        if training:
-            axes = tuple(range(x.ndim - 1))
-            mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
-            count = x.size // x.shape[-1]
-            unbiased = variance * (count / max(count - 1, 1))
-            self.mean[...] += self.momentum * (mean - self.mean[...])
-            self.variance[...] += self.momentum * (unbiased - self.variance[...])
+        wide = x.astype(jnp.float32)
+        if not training:
+            y = self._normalized(wide, self.mean[...], self.variance[...])
+        elif self.parts == 1:
+            y, mean, variance = self._normalized_by_its_own(wide)
+            self._move(mean, variance)
         else:
-            mean, variance = self.mean[...], self.variance[...]
+            parts = wide.reshape(self.parts, -1, *x.shape[1:])
+            y, means, variances = jax.vmap(self._normalized_by_its_own)(parts)
+            y = y.reshape(x.shape)
+            self._move(jnp.mean(means, 0), jnp.mean(variances, 0))
+        return y.astype(x.dtype)
+
+    def _normalized(self, x: chex.Array, mean: chex.Array, variance: chex.Array) -> chex.Array:
         slope = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
         return x * slope + (self.bias[...] - mean * slope)
+
+    def _normalized_by_its_own(self, x: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+        """The normalized images, their mean, and their unbiased variance."""
+        axes = tuple(range(x.ndim - 1))
+        mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
+        count = x.size // x.shape[-1]
+        return self._normalized(x, mean, variance), mean, variance * (count / max(count - 1, 1))
+
+    def _move(self, mean: chex.Array, variance: chex.Array) -> None:
+        self.mean[...] += self.momentum * (mean - self.mean[...])
+        self.variance[...] += self.momentum * (variance - self.variance[...])
 
 
 class Block(nnx.Module):
@@ -107,14 +130,14 @@ class Block(nnx.Module):
 
     expansion: int
 
-    def __init__(self, inputs: int, channels: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, channels: int, stride: int, parts: int, *, rngs: nnx.Rngs):
         shapes = self._convolutions(inputs, channels, stride)
         self.convs = nnx.List([Conv(*shape, rngs=rngs) for shape in shapes])
-        self.norms = nnx.List([BatchNorm(outputs) for _, outputs, _, _ in shapes])
+        self.norms = nnx.List([BatchNorm(outputs, parts) for _, outputs, _, _ in shapes])
         outputs = self.expansion * channels
         changes_shape = stride != 1 or inputs != outputs
         self.shortcut = Conv(inputs, outputs, 1, stride, rngs=rngs) if changes_shape else None
-        self.shortcut_norm = BatchNorm(outputs) if changes_shape else None
+        self.shortcut_norm = BatchNorm(outputs, parts) if changes_shape else None
 
     def __call__(self, x: chex.Array, training: bool) -> chex.Array:
         y = x
@@ -182,6 +205,8 @@ class ResNet(nnx.Module):
         head: Head = "normalized",
         tau: chex.Numeric = 1.0,
         bias: bool = False,
+        batch_parts: int = 1,
+        dtype: chex.ArrayDType = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Draws the parameters from `rngs`.
@@ -194,6 +219,10 @@ class ResNet(nnx.Module):
             head: "normalized" or "plain".
             tau: temperature of the normalized head, positive.
             bias: whether the classifier has one.
+            batch_parts: equal parts of a training batch that batch normalization takes apart, at least 1;
+                they must divide it.
+            dtype: of the images inside the network, float32 or bfloat16; parameters, statistics, features
+                and logits are float32.
             rngs: its `params` stream is used.
 
         Raises:
@@ -203,6 +232,7 @@ class ResNet(nnx.Module):
             ("num_classes", num_classes, 2),
             ("width", width, 1),
             ("channels", channels, 1),
+            ("batch_parts", batch_parts, 1),
         ]:
             _checks.at_least(name, value, low)
         _checks.positive("tau", tau)
@@ -210,12 +240,13 @@ class ResNet(nnx.Module):
         _one_of("head", head, ("normalized", "plain"))
         block, sizes = ARCHITECTURES[architecture]
         self.stem = Conv(channels, width, 3, 1, rngs=rngs)
-        self.stem_norm = BatchNorm(width)
+        self.stem_norm = BatchNorm(width, batch_parts)
+        self.dtype = dtype
         blocks, inputs = [], width
         for stage, size in enumerate(sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(inputs, width * 2**stage, stride, rngs=rngs))
+                blocks.append(block(inputs, width * 2**stage, stride, batch_parts, rngs=rngs))
                 inputs = block.expansion * width * 2**stage
         self.blocks = nnx.List(blocks)
         self.dim = inputs
@@ -239,11 +270,11 @@ class ResNet(nnx.Module):
         Returns:
             Logits (B, K) and features (B, d).
         """
-        x = jnp.asarray(images, jnp.float32)
+        x = jnp.asarray(images, self.dtype)
         x = nnx.relu(self.stem_norm(self.stem(x), training))
         for block in self.blocks:
             x = block(x, training)
-        features = jnp.mean(x, axis=(1, 2))
+        features = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if self.tau is not None:
             features = self.tau[...] * normalize(features)
         logits = jnp.matmul(features, self.W[...].T)

@@ -189,6 +189,22 @@ def test_both_convolutions_are_the_same(stride, size, image, key):
     np.testing.assert_allclose(layer(x), expected, atol=1e-12)
 
 
+def test_parts_of_a_batch_are_normalized_apart():
+    """Against NumPy's statistics of each half."""
+    x = np.random.default_rng(0).normal(size=(6, 2, 2, 3)).astype(np.float32)
+    layer = resnet.BatchNorm(3, parts=2)
+    found = layer(jnp.asarray(x), training=True)
+    halves = x.astype(np.float64).reshape(2, 12, 3)
+    mean, variance = halves.mean(1, keepdims=True), halves.var(1, keepdims=True)
+    expected = ((halves - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(layer.mean[...], 0.1 * mean.mean((0, 1)), atol=1e-7)
+    unbiased = halves.var(1, ddof=1).mean(0)
+    np.testing.assert_allclose(layer.variance[...], 0.9 + 0.1 * unbiased, rtol=1e-6)
+    whole = resnet.BatchNorm(3)(jnp.asarray(x), training=True)
+    assert np.abs(found - whole).max() > 0.01
+
+
 def test_the_normalized_head(key):
     network = ResNet("resnet18", 5, width=4, tau=3.0, rngs=nnx.Rngs(0))
     logits, features = network(jax.random.normal(key, (6, 8, 8, 3)), training=True)

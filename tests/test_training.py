@@ -1,6 +1,9 @@
 """Training steps against NumPy's formulas and PyTorch, and the epochs made of them."""
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from flax import nnx
 
 import ufm_jax as ufm
 from experiments import data as datasets
-from experiments import fig10, training
+from experiments import fig10, networks, training
 from nets import resnet
 from tests import test_resnet
 
@@ -177,3 +180,114 @@ def test_networks_do_not_depend_on_how_they_are_spread_over_devices(tmp_path):
     for name in ("nc1", "nc2", "nc3", "accuracy", "loss"):
         np.testing.assert_allclose(batched[name], beside[name], rtol=0.02, atol=1e-4)
         np.testing.assert_allclose(alone[name][0], beside[name][2], rtol=0.02, atol=1e-4)
+
+
+def train_tiny(folder, *, batch_size=15, taus=(1.0,), **changes):
+    """Two epochs of a network of three convolutions on 40 samples, in batches of 15, 15 and 10."""
+    config = fig10.Config(
+        out=folder, dataset="synthetic", samples_per_class=4, epochs=2, batch_size=batch_size, **changes
+    )
+    of = training.Setup("tiny", "normalized", 10, 4, config.recipe)
+    group = networks.Group("tiny", of, np.arange(len(taus), dtype=np.int32), np.array(taus))
+    split = networks.training_split(config)
+    return networks.train("fig10", config, [group], split, lambda done, total, note="": None)["tiny"]
+
+
+@pytest.fixture
+def _tiny(monkeypatch):
+    monkeypatch.setitem(resnet.ARCHITECTURES, "tiny", (resnet.BasicBlock, (1,)))
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_devices_that_share_batches_do_what_one_does(tmp_path):
+    """Two devices, which do not divide the batches of 15."""
+    alone, shared = (train_tiny(tmp_path / str(m), data_parallel=m) for m in (1, 2))
+    for name in alone:
+        assert alone[name].shape == (1, 2)
+        np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_tiny")
+def test_statistics_of_replicas_are_another_network(tmp_path):
+    whole, replicas = (
+        train_tiny(tmp_path / name, batch_size=20, data_parallel=2, batch_norm=name)
+        for name in ("global", "replica")
+    )
+    assert abs(whole["nc3"][0, 1] / replicas["nc3"][0, 1] - 1) > 3e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.usefixtures("_tiny")
+def test_precision_is_that_of_the_products_alone(precision, tmp_path):
+    """The network's products are asked for as said, and what is measured, kept or trained is float32."""
+    config = fig10.Config(precision=precision)
+    of = training.Setup("tiny", "regularized", 10, 4, config.recipe)
+    split = datasets.load("synthetic", "train")
+    data = training.samples(split, split)
+    state = jax.eval_shape(functools.partial(training.init, of), data, 0, 1.0)
+    program = jax.jit(functools.partial(training.train_step, of))
+    batch = jnp.arange(16)
+    products = [
+        line for line in program.lower(data, state, batch).as_text().splitlines() if "dot_general" in line
+    ]
+    # Five convolutions and the head: forward, and backward in both factors but for the first images.
+    assert len(products) >= 12
+    if precision == "tf32":
+        assert all("algorithm" in line or "HIGH" in line for line in products), products
+    else:
+        assert sum("xbf16>" in line.split("->")[0] for line in products) == len(products) - 3
+    after, value = jax.eval_shape(functools.partial(training.train_step, of), data, state, batch)
+    measured = jax.eval_shape(functools.partial(training.evaluate, of), data, state)
+    for x in jax.tree.leaves((after.params, after.rest, value, measured)):
+        assert x.dtype == np.float32
+    found = train_tiny(tmp_path / "found", precision=precision)
+    expected = train_tiny(tmp_path / "expected")
+    np.testing.assert_allclose(found["loss"][:, 0], expected["loss"][:, 0], rtol=0.02)
+
+
+EIGHT_DEVICES = """
+import jax, numpy as np, sys, pathlib
+jax.config.update("jax_num_cpu_devices", 8)
+from nets import resnet
+from tests.test_training import train_tiny
+resnet.ARCHITECTURES["tiny"] = (resnet.BasicBlock, (1,))
+out = pathlib.Path(sys.argv[1])
+np.savez(out / "found.npz", **{
+    f"{name} {m}": values
+    for m in (1, 2, 3, 8)
+    for name, values in train_tiny(out / str(m), taus=(1.0, 5.0), data_parallel=m).items()
+})
+"""
+
+
+@pytest.mark.slow
+def test_two_networks_on_eight_devices(tmp_path):
+    """Beside each other on one, two, or three devices each, and one after the other on all eight."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", EIGHT_DEVICES, tmp_path], cwd=root, check=True, timeout=1200)
+    with np.load(tmp_path / "found.npz") as found:
+        for name in ("nc1", "nc2", "nc3", "accuracy", "loss"):
+            for m in (2, 3, 8):
+                np.testing.assert_allclose(
+                    found[f"{name} {m}"], found[f"{name} 1"], rtol=2e-4, err_msg=f"{name}, {m} devices"
+                )
+
+
+def test_a_batch_that_devices_cannot_share_is_one_sentence(tmp_path):
+    few = {"out": tmp_path, "dataset": "synthetic", "samples_per_class": 4}
+    for changes, message in [
+        ({"data_parallel": 3}, "data_parallel must be at most 2, the devices here, but is 3"),
+        (
+            {"data_parallel": 2, "batch_norm": "replica", "batch_size": 13},
+            r"data_parallel must divide every batch, but 2 does not divide a batch of 13 \(40 samples in",
+        ),
+        (
+            {"data_parallel": 2, "batch_norm": "replica", "batch_size": 31, "samples_per_class": 3},
+            "2 does not divide",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            networks.check(fig10.Config(**{**few, **changes}))
+    networks.check(fig10.Config(**few, data_parallel=2, batch_norm="replica", batch_size=16))

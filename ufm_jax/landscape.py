@@ -324,7 +324,7 @@ def smallest_eigenpair(
     vector = _flat(problem.manifold.project(point, unflatten(vector)))
     vector = vector / jnp.linalg.norm(vector)
     # The Rayleigh quotient of the Hessian itself: the shift has cost digits.
-    return jnp.vdot(vector, operator(vector)), unflatten(vector)
+    return matmul(vector, operator(vector)), unflatten(vector)
 
 
 def spectrum(problem: Problem, point: Point) -> chex.Array:
