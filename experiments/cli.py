@@ -1,7 +1,7 @@
 """The command line: `python -m experiments NAME [--field value ...]`.
 
-Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or (also 134) lost one
-of several processes; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C. Only a run that
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or (also 134) lost
+one of several processes; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C. Only a run that
 finished changes the results.
 """
 

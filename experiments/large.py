@@ -298,8 +298,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="large",
-    title="1000 classes and 100,000 samples, logits in blocks, over all devices",
-    duration="about 10 min",
+    title="1000 classes, 100,000 samples, in blocks",
+    duration="10 min",
     config=Config,
     check=check,
     run=run,

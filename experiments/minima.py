@@ -71,7 +71,7 @@ def experiment(name: str, config: type[Config], setting: Setting) -> Experiment:
     """The experiment that compares the minima of `setting` with its closed form."""
     return Experiment(
         name=name,
-        title=f"{setting.title}: minima against theory",
+        title=f"{setting.title}: minima and theory",
         duration="30 s",
         config=config,
         check=functools.partial(check, setting),

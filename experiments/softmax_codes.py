@@ -272,8 +272,8 @@ def plot(config: Config, data: Data) -> Figure:
 
 EXPERIMENT = Experiment(
     name="softmax-codes",
-    title="more classes than dimensions: minima against the best spherical packings, as tau grows",
-    duration="about 2 min",
+    title="more classes than dimensions, against packings",
+    duration="2 min",
     config=Config,
     check=check,
     run=run,

@@ -11,7 +11,7 @@ import nets
 import ufm_jax as ufm
 
 MODULES = [ufm, nets, *(m for n, m in vars(ufm).items() if inspect.ismodule(m) and not n.startswith("_"))]
-ENGINES = {"ufm_jax.trials"}
+ENGINES = {"ufm_jax.metrics.measurement", "ufm_jax.sharding", "ufm_jax.trials"}
 """Modules without mathematics, which cite nothing."""
 
 SHAPE = r"\(.*\b([A-Z]|d)\b.*\)|\(\.\.\.|scalar|matrix"

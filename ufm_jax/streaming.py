@@ -135,6 +135,9 @@ def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) ->
         centres: of all samples.
         features: of this batch, (B, d).
         labels: their classes in 0..K-1, integers (B,).
+
+    Returns:
+        The distances, summed by class, (K,); those of all batches add up.
     """
     squares = jnp.sum((features - centres.means[labels]) ** 2, -1)
     return matmul(jax.nn.one_hot(labels, len(centres.means), dtype=squares.dtype).T, squares)
@@ -184,31 +187,40 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
 
 
 def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:
-    """Agreement with the nearest class mean (see `ufm_jax.metrics.nc4`), a scalar in [0, 1].
+    """Agreement with the nearest class mean (see `ufm_jax.metrics.nc4`).
 
     Args:
         centres: of all samples.
-        agreeing: the sum of `agreements` over all batches.
+        agreeing: the sum of `agreements` over all batches, a scalar.
+
+    Returns:
+        A scalar in [0, 1].
     """
     return agreeing / jnp.sum(centres.counts)
 
 
 def cdnv(centres: Centres, squares: chex.Array) -> chex.Array:
-    """Class-distance normalized variance (see `ufm_jax.metrics.cdnv`), a scalar.
+    """Class-distance normalized variance (see `ufm_jax.metrics.cdnv`).
 
     Args:
         centres: of all samples.
         squares: the sum of `class_scatter` over all batches, (K,).
+
+    Returns:
+        A scalar, at least 0.
     """
     return collapse.cdnv_of(centres.centred, squares / centres.counts)
 
 
 def gnc3(W: chex.Array, centres: Centres) -> chex.Array:
-    """Misalignment of W and class means (see `ufm_jax.metrics.gnc3`), a scalar in [0, 2].
+    """Misalignment of W and class means (see `ufm_jax.metrics.gnc3`).
 
     Args:
         W: classifier rows, (K, d).
         centres: of all samples.
+
+    Returns:
+        A scalar in [0, 2].
     """
     return generalized.misalignment(W, centres.means)
 
