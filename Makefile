@@ -9,7 +9,7 @@ ARGS ?=
 UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 LANDSCAPE := landscape landscape-window landscape-conditions focal-map softmax-codes
 NETWORKS := fig4 fig6 fig10 table2
-OTHERS := large bench
+OTHERS := large bench bench-networks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures networks notebooks report record test test-slow cluster-test lint format docs
@@ -41,7 +41,8 @@ fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
 table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (3 min)
 large: $(READY)  ## One problem of 1000 classes and 100,000 samples, in blocks (10 min)
-bench: $(READY)  ## Speed against pymanopt, product peak and sizes (5 min)
+bench: bench-networks  ## Speed against pymanopt, product peak and sizes, and the networks (7 min)
+bench-networks: $(READY)  ## Speed of training networks, against PyTorch if it is there (2 min)
 
 $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)

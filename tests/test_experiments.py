@@ -37,12 +37,25 @@ _BENCH = [
     "--factors",
     "1",
 ]
+_BENCH_NETWORKS = [
+    "--width",
+    "4",
+    "--image_size",
+    "8",
+    "--batch_size",
+    "16",
+    "--rounds",
+    "1",
+    "--epochs",
+    "2",
+]
 _LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
     **dict.fromkeys(["fig6", "table2"], _COMPARISON),
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "bench": _BENCH,
+    "bench-networks": _BENCH_NETWORKS,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
@@ -58,6 +71,7 @@ SMALL = {
 
 SLOW = (
     "bench",
+    "bench-networks",
     "fig4",
     "fig5-start",
     "fig6",

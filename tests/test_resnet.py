@@ -6,62 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments._pytorch import torch_resnet
 from nets import ResNet, resnet
-
-STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-
-
-def torch_resnet(architecture, num_classes, width, channels, bias):
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
-    nn = torch.nn
-
-    def conv(i, o, size, stride):
-        return nn.Conv2d(i, o, size, stride, padding=size // 2, bias=False)
-
-    class Block(nn.Module):
-        def __init__(self, i, c, stride):
-            super().__init__()
-            if architecture == "resnet50":
-                o = 4 * c
-                shapes = [(i, c, 1, 1), (c, c, 3, stride), (c, o, 1, 1)]
-            else:
-                o = c
-                shapes = [(i, c, 3, stride), (c, c, 3, 1)]
-            self.convs = nn.ModuleList([conv(*shape) for shape in shapes])
-            self.norms = nn.ModuleList([nn.BatchNorm2d(shape[1]) for shape in shapes])
-            self.shortcut = None
-            if stride != 1 or i != o:
-                self.shortcut, self.shortcut_norm = conv(i, o, 1, stride), nn.BatchNorm2d(o)
-            self.outputs = o
-
-        def forward(self, x):
-            y = x
-            for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-                y = norm(layer(y))
-                y = y if i == len(self.convs) - 1 else torch.relu(y)
-            return torch.relu(y + (x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.stem_norm = conv(channels, width, 3, 1), nn.BatchNorm2d(width)
-            self.blocks, i = nn.ModuleList(), width
-            for stage, count in enumerate(STAGES[architecture]):
-                for j in range(count):
-                    self.blocks.append(Block(i, width * 2**stage, 2 if stage and not j else 1))
-                    i = self.blocks[-1].outputs
-            self.classifier = nn.Linear(i, num_classes, bias=bias)
-
-        def forward(self, x):
-            x = torch.relu(self.stem_norm(self.stem(x)))
-            for block in self.blocks:
-                x = block(x)
-            features = x.mean((2, 3))
-            return self.classifier(features), features
-
-    torch.manual_seed(0)
-    return Net()
 
 
 def numpy(tensor):
@@ -106,20 +52,22 @@ def count(network):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "width", "image", "bias", "by_product"),
+    ("architecture", "width", "image", "bias", "form"),
     [
-        ("resnet18", 4, (32, 32, 3), False, True),
-        pytest.param("resnet18", 4, (8, 8, 1), True, False, marks=pytest.mark.slow),
-        pytest.param("resnet34", 4, (8, 8, 1), False, True, marks=pytest.mark.slow),
-        pytest.param("resnet50", 4, (16, 16, 3), True, False, marks=pytest.mark.slow),
+        ("resnet18", 4, (32, 32, 3), False, "_convolve_on_cpu"),
+        pytest.param("resnet18", 4, (8, 8, 1), True, "_convolve", marks=pytest.mark.slow),
+        pytest.param("resnet34", 4, (8, 8, 1), False, "_convolve_by_product", marks=pytest.mark.slow),
+        pytest.param("resnet50", 4, (16, 16, 3), True, "_convolve_on_cpu", marks=pytest.mark.slow),
         pytest.param("resnet18", 16, (32, 32, 3), False, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_network_equals_pytorch(architecture, width, image, bias, by_product, monkeypatch):
+def test_a_network_equals_pytorch(architecture, width, image, bias, form, monkeypatch):
     """Outputs, gradients and running statistics after a training pass, then outputs at inference."""
     torch = pytest.importorskip("torch")
-    if not by_product:
-        monkeypatch.setattr(resnet, "_convolve_by_product", resnet._convolve)
+    torch.set_num_threads(1)
+    monkeypatch.setattr(resnet, "_convolve_by_product", getattr(resnet, form))
+    monkeypatch.setattr(resnet, "_convolve_on_cpu", getattr(resnet, form))
+    torch.manual_seed(0)
     theirs = torch_resnet(architecture, 7, width, image[-1], bias)
     ours = ResNet(
         architecture, 7, width=width, channels=image[-1], head="plain", bias=bias, rngs=nnx.Rngs(0)
@@ -177,13 +125,19 @@ def test_parameter_counts_at_the_paper_size(architecture, expected):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("size", "image"), [(3, (7, 5)), (3, (2, 2)), (1, (4, 4)), (3, (1, 1))])
-def test_both_convolutions_are_the_same(stride, size, image, key):
+@pytest.mark.parametrize(
+    ("size", "image"), [(3, (7, 5)), (3, (2, 2)), (3, (4, 6)), (1, (4, 5)), (3, (1, 1))]
+)
+def test_the_convolution_and_its_gradients_are_those_jax_derives(stride, size, image, key):
     x, kernel = jax.random.normal(key, (2, *image, 3)), jax.random.normal(key, (size, size, 3, 4))
-    expected = resnet._convolve(x, kernel, stride, size // 2)
-    np.testing.assert_allclose(
-        resnet._convolve_by_product(x, kernel, stride, size // 2), expected, atol=1e-12
-    )
+    expected, derived = jax.vjp(lambda x, kernel: resnet._convolve(x, kernel, stride), x, kernel)
+    got, gradient = jax.vjp(lambda x, kernel: resnet._convolve_on_cpu(x, kernel, stride), x, kernel)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    product = resnet._convolve_by_product(x, kernel, stride)
+    np.testing.assert_allclose(product, expected, atol=1e-12)
+    g = jax.random.normal(key, expected.shape)
+    for a, b in zip(gradient(g), derived(g), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
     layer = resnet.Conv(3, 4, size, stride, rngs=nnx.Rngs(0))
     layer.kernel = nnx.Param(kernel)
     np.testing.assert_allclose(layer(x), expected, atol=1e-12)
@@ -203,6 +157,16 @@ def test_parts_of_a_batch_are_normalized_apart():
     np.testing.assert_allclose(layer.variance[...], 0.9 + 0.1 * unbiased, rtol=1e-6)
     whole = resnet.BatchNorm(3)(jnp.asarray(x), training=True)
     assert np.abs(found - whole).max() > 0.01
+
+
+@pytest.mark.parametrize("count", [24, 22])
+def test_the_gradient_of_a_kernel_is_summed_over_parts_of_the_batch(count, key):
+    """Images so large that only 8 of them, or 2 where 22 are all, taken at a time."""
+    x = jax.random.normal(key, (count, 64, 64, 1))
+    g = jax.random.normal(key, (count, 32, 32, 33))
+    shape = (3, 3, 1, 33)
+    _, derived = jax.vjp(lambda kernel: resnet._convolve(x, kernel, 2), jnp.zeros(shape))
+    np.testing.assert_allclose(resnet._kernel_gradient(x, g, 2, shape), derived(g)[0], atol=1e-9)
 
 
 def test_the_normalized_head(key):
