@@ -103,7 +103,10 @@ def whole(start):
     return {solver: run(PROBLEMS["regularized"], start, solver)[0] for solver in SOLVERS}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+# The other two run in blocks on two devices below.
+@pytest.mark.parametrize(
+    "solver", [SOLVERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS[1:])]
+)
 def test_a_run_in_blocks_is_the_same_run(solver, start, whole):
     found, _ = run(in_blocks(PROBLEMS["regularized"], 5), start, solver)
     assert_close(found, whole[solver], atol=1e-12)

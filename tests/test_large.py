@@ -11,6 +11,7 @@ from ufm_jax.solvers.base import iterate_at
 CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64", memory=4.0)
 
 
+@pytest.mark.slow
 def test_measures_of_spread_samples_are_those_of_the_metrics(key):
     problem = large.problem_of(CONFIG)
     point = jax.jit(problem.random_point, static_argnums=1)(key, CONFIG.dim)

@@ -9,7 +9,8 @@ K x d matrix over the devices, that of W.
     result = jax.jit(lambda problem, start: ufm.minimize(problem, start, solver))(problem, start)
 
 The samples must divide by the number of devices. A problem in blocks goes through blocks of `block_size`
-samples on each device; W's gradient is added up after the last one.
+samples on each device; W's gradient is added up after the last one. What fits where, and what bounds it:
+docs/large.md.
 """
 
 import dataclasses
