@@ -109,6 +109,7 @@ def test_where_one_process_dies_the_other_stops_and_the_sweep_continues(lost, wh
     last = err.splitlines()[-1]
     assert last.startswith("error: a process of this run ended before the run did")
     assert last.endswith("given to every process again, continues from the last finished chunk.")
+    processes[lost].communicate()
 
     before = kept(tmp_path)
     assert len(before) >= 2
