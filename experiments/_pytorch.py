@@ -41,7 +41,8 @@ def torch_resnet(architecture: str, num_classes: int, width: int, channels: int,
         def __init__(self):
             super().__init__()
             self.stem, self.stem_norm = conv(channels, width, 3, 1), nn.BatchNorm2d(width)
-            self.blocks, i = nn.ModuleList(), width
+            self.blocks = nn.ModuleList()
+            i: Any = width
             for stage, count in enumerate(_STAGES[architecture]):
                 for j in range(count):
                     self.blocks.append(Block(i, width * 2**stage, 2 if stage and not j else 1))

@@ -143,8 +143,8 @@ def _outside(config: Config, progress: Progress) -> Data:
 
         return call
 
-    def note(done: float, total: float, text: str = "") -> None:
-        progress(done, total, text)
+    def recorded(done: float, total: float, note: str = "") -> None:
+        progress(done, total, note)
         marks.append((time.perf_counter(), inside))
 
     original = networks._programs
@@ -157,7 +157,7 @@ def _outside(config: Config, progress: Progress) -> Data:
         )
         setup = training.Setup("resnet18", "normalized", _CLASSES, 16, run.recipe)
         group = networks.Group("bench", setup, networks.seeds(run), np.ones(1))
-        networks.train("bench-networks", run, [group], networks.training_split(run), note)
+        networks.train("bench-networks", run, [group], networks.training_split(run), recorded)
         end = time.perf_counter()
     return {
         "epochs_seconds": np.array(end - marks[0][0]),
