@@ -41,7 +41,7 @@ def normalize(rows: chex.Array) -> chex.Array:
     is_zero = largest == 0
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(is_zero, first, rows / jnp.where(is_zero, 1, largest))
-    return scaled / jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    return scaled * (1 / jnp.linalg.norm(scaled, axis=-1, keepdims=True))
 
 
 def _row_inner(a: chex.Array, b: chex.Array) -> chex.Array:
@@ -193,7 +193,8 @@ class Oblique(Manifold):
 
     def _retract(self, x, v):
         moved = x + v
-        return moved / jnp.linalg.norm(moved, axis=-1, keepdims=True)
+        # The reciprocal is written out, because XLA takes it in some programs and not in others.
+        return moved * (1 / jnp.linalg.norm(moved, axis=-1, keepdims=True))
 
     def _exp(self, x, v):
         length = jnp.linalg.norm(v, axis=-1, keepdims=True)
