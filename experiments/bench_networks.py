@@ -13,6 +13,7 @@ from unittest import mock
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import data as datasets
 from experiments import networks, training
@@ -39,7 +40,7 @@ class Config(BaseConfig):
     rounds: int = 5
     """Rounds in which both take turns; medians over the rounds are reported."""
     epochs: int = 100
-    """Epochs on digits, as figure 10's; after the first, what they spend outside their program is measured."""
+    """Epochs on digits, as figure 10's; after the first, the share outside their program is measured."""
 
 
 def check(config: Config) -> None:
@@ -209,6 +210,7 @@ def plot(config: Config, data: Data) -> Figure:
         if data[name].size:
             rounds = np.arange(1, config.rounds + 1)
             axes.plot(rounds, data[name], marker="o", markersize=4, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="round", ylabel="seconds a step", ylim=(0, None))
     axes.legend()
     return figure
