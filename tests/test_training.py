@@ -284,10 +284,6 @@ def test_a_batch_that_devices_cannot_share_is_one_sentence(tmp_path):
             {"data_parallel": 2, "batch_norm": "replica", "batch_size": 13},
             r"data_parallel must divide every batch, but 2 does not divide a batch of 13 \(40 samples in",
         ),
-        (
-            {"data_parallel": 2, "batch_norm": "replica", "batch_size": 31, "samples_per_class": 3},
-            "2 does not divide",
-        ),
     ]:
         with pytest.raises(ValueError, match=message):
             networks.check(fig10.Config(**{**few, **changes}))
