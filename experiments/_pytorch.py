@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
 
 def torch_resnet(architecture: str, num_classes: int, width: int, channels: int, bias: bool) -> Any:
@@ -43,7 +43,7 @@ def torch_resnet(architecture: str, num_classes: int, width: int, channels: int,
             self.stem, self.stem_norm = conv(channels, width, 3, 1), nn.BatchNorm2d(width)
             self.blocks = nn.ModuleList()
             i: Any = width
-            for stage, count in enumerate(_STAGES[architecture]):
+            for stage, count in enumerate(STAGES[architecture]):
                 for j in range(count):
                     self.blocks.append(Block(i, width * 2**stage, 2 if stage and not j else 1))
                     i = self.blocks[-1].outputs

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 import ufm_jax as ufm
+from experiments import _pytorch, fig10, networks, training
 from experiments import data as datasets
-from experiments import fig10, networks, training
 from nets import resnet
 from tests import test_resnet
 
@@ -30,7 +30,7 @@ def _shallow():
     """One block a stage: all the kinds of layers there are, in half the compile time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ARCHITECTURES, "resnet18", (resnet.BasicBlock, (1, 1, 1, 1)))
-        patch.setitem(test_resnet.STAGES, "resnet18", (1, 1, 1, 1))
+        patch.setitem(_pytorch.STAGES, "resnet18", (1, 1, 1, 1))
         yield
 
 
@@ -132,7 +132,7 @@ def test_three_steps_follow_pytorch(model, samples):
     """The released variant from the same weights: momentum, penalties, bias and projection."""
     torch = pytest.importorskip("torch")
     of = setup(model, released=True)
-    theirs = test_resnet.torch_resnet("resnet18", 10, 4, 3, bias=True)
+    theirs = _pytorch.torch_resnet("resnet18", 10, 4, 3, bias=True)
     network = training._network(of, samples, jax.random.key(0), 1.0)
     test_resnet.copy_weights(theirs, network)
     graph, params, rest = nnx.split(network, nnx.Param, ...)

@@ -37,11 +37,22 @@ def normalize(rows: chex.Array) -> chex.Array:
         [[0.6 0.8]
          [1.  0. ]]
     """
-    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-    is_zero = largest == 0
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
-    scaled = jnp.where(is_zero, first, rows / jnp.where(is_zero, 1, largest))
-    return scaled * (1 / jnp.linalg.norm(scaled, axis=-1, keepdims=True))
+    scaled = jnp.where(largest == 0, first, rows / _power_of_two(largest))
+    return _unit(scaled)
+
+
+def _unit(rows: chex.Array) -> chex.Array:
+    """`rows / |rows|`, written as XLA would rewrite it in some programs and not in others."""
+    return rows * jax.lax.rsqrt(_row_inner(rows, rows))
+
+
+def _power_of_two(size: chex.Array) -> chex.Array:
+    """The power of two next to `size`, division by which rounds nothing; within the normal numbers."""
+    _, exponent = jnp.frexp(size)
+    limits = jnp.finfo(size.dtype)
+    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 3))
 
 
 def _row_inner(a: chex.Array, b: chex.Array) -> chex.Array:
@@ -192,9 +203,7 @@ class Oblique(Manifold):
         return v - x * _row_inner(x, v)
 
     def _retract(self, x, v):
-        moved = x + v
-        # The reciprocal is written out, because XLA takes it in some programs and not in others.
-        return moved * (1 / jnp.linalg.norm(moved, axis=-1, keepdims=True))
+        return _unit(x + v)
 
     def _exp(self, x, v):
         length = jnp.linalg.norm(v, axis=-1, keepdims=True)

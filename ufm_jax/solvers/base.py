@@ -122,8 +122,7 @@ def minimize(
         solver: for example `ufm_jax.solvers.gradient_descent()`.
         max_steps: most steps to make, at least 0, static.
         tolerance: stop once the norm of the Riemannian gradient is at most this; 0 or more.
-        measure: a function of the point, recorded at the start and after each step. With it, under `vmap`,
-            all `max_steps` steps are computed.
+        measure: a function of the point, recorded at the start and after each step.
 
     Returns:
         The `Result`.
@@ -144,33 +143,27 @@ def minimize(
     _checks.at_least("tolerance", tolerance, 0)
     problem.check_point(point)
 
-    def proceeds(steps: chex.Array, state: State) -> chex.Array:
+    recorded = measure or (lambda point: None)
+
+    def proceeds(carry):
+        steps, state, _ = carry
         # Written so that a gradient norm of NaN goes on to the solver, which then stalls.
         converged = state.iterate.gradient_norm <= tolerance
         return ~converged & ~state.stalled & (steps < max_steps)
 
     def advance(carry):
-        steps, state = carry
+        steps, state, history = carry
         state = solver.step(problem, state)
-        return steps + jnp.where(state.stalled, 0, 1), state
+        steps += jnp.where(state.stalled, 0, 1)
+        now = recorded(state.iterate.point)
+        return steps, state, jax.tree.map(lambda entries, x: entries.at[steps].set(x), history, now)
 
-    start = (jnp.int32(0), solver.init(problem, point))
-    if measure is None:
-        history = None
-        steps, state = jax.lax.while_loop(lambda carry: proceeds(*carry), advance, start)
-    else:
-
-        def record(carry, _):
-            def advance_and_measure(carry):
-                steps, state = advance(carry[:2])
-                return steps, state, measure(state.iterate.point)
-
-            carry = jax.lax.cond(proceeds(*carry[:2]), advance_and_measure, lambda c: c, carry)
-            return carry, carry[2]
-
-        first = jax.tree.map(jnp.asarray, measure(point))
-        (steps, state, _), later = jax.lax.scan(record, (*start, first), length=max_steps)
-        history = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+    first = jax.tree.map(jnp.asarray, recorded(point))
+    history = jax.tree.map(lambda x: jnp.zeros((max_steps + 1, *x.shape), x.dtype).at[0].set(x), first)
+    start = (jnp.int32(0), solver.init(problem, point), history)
+    steps, state, history = jax.lax.while_loop(proceeds, advance, start)
+    last_so_far = jnp.minimum(jnp.arange(max_steps + 1), steps)
+    history = jax.tree.map(lambda entries: entries[last_so_far], history)
 
     iterate = state.iterate
     status = jnp.where(
