@@ -13,7 +13,6 @@ Recognition*, CVPR 2016. The stem for 32x32 images, one 3x3 convolution without 
 paper's reference [4].
 """
 
-import functools
 from typing import Any, Literal
 
 import chex
@@ -29,6 +28,8 @@ Head = Literal["normalized", "plain"]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _SMALL = 2**21
 """Numbers (8 MiB), images times taps, up to which a matrix product is the faster convolution on CPUs."""
+_AT_ONCE = 2**20
+"""Numbers (4 MiB) that such a product puts together at one time."""
 
 
 class Temperature(nnx.Variable):
@@ -53,7 +54,9 @@ class Conv(nnx.Module):
         if jax.default_backend() != "cpu":
             return _convolve(x, kernel, self.stride)
         is_small = x.size * kernel.shape[0] ** 2 <= _SMALL
-        return (_convolve_by_product if is_small else _convolve_on_cpu)(x, kernel, self.stride)
+        if is_small or self.stride > 1 or x.shape[1] > 16:
+            return _convolve_by_product(x, kernel, self.stride)
+        return _convolve_on_cpu(x, kernel)
 
 
 def _convolve(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
@@ -64,76 +67,63 @@ def _convolve(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
 
 
 def _convolve_by_product(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
-    """The same as one matrix product, of every place's surroundings with the kernel."""
+    """The same as matrix products, a few images at a time, so that what they read stays in the caches.
+
+    Each place is put beside its neighbours in its row; a product for every row of the kernel does the rest.
+    """
     size = kernel.shape[0]
     margin = size // 2
-    padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     height, width = ((n - 1) // stride + 1 for n in x.shape[1:3])
-    shifted = [
-        padded[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.matmul(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
+    down, right = stride * (height - 1) + 1, stride * (width - 1) + 1
+
+    @jax.checkpoint  # Gradients put the neighbours together again: faster than to read them.
+    def of_few(x: chex.Array) -> chex.Array:
+        padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+        rows = jnp.concatenate([padded[:, :, j : j + right : stride] for j in range(size)], axis=-1)
+        taps = kernel.reshape(size, -1, kernel.shape[-1])
+        return sum(jnp.matmul(rows[:, i : i + down : stride], taps[i]) for i in range(size))
+
+    count = len(x)
+    most = max(1, _AT_ONCE // ((x.shape[1] + 2 * margin) * width * size * x.shape[3]))
+    few = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+    if few == count:
+        return of_few(x)
+    parts = x.reshape(count // few, few, *x.shape[1:])
+    return jax.lax.map(of_few, parts).reshape(count, height, width, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_on_cpu(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
+@jax.custom_vjp
+def _convolve_on_cpu(x: chex.Array, kernel: chex.Array) -> chex.Array:
     """The same, with gradients as convolutions of images (B, H, W, C) by kernels (H, W, C, C').
 
     XLA's fast convolution on CPUs takes this layout only. The gradients that JAX derives have others, which
     XLA rearranges in a program's outermost computation, but not within a loop such as an epoch's.
     """
-    return _convolve(x, kernel, stride)
+    return _convolve(x, kernel, 1)
 
 
-def _forward(x: chex.Array, kernel: chex.Array, stride: int) -> tuple[chex.Array, Any]:
-    return _convolve(x, kernel, stride), (x, kernel)
+def _forward(x: chex.Array, kernel: chex.Array) -> tuple[chex.Array, Any]:
+    return _convolve(x, kernel, 1), (x, kernel)
 
 
-def _backward(stride: int, saved: Any, g: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _backward(saved: Any, g: chex.Array) -> tuple[chex.Array, chex.Array]:
     x, kernel = saved
-    return _image_gradient(g, kernel, stride, x.shape), _kernel_gradient(x, g, stride, kernel.shape)
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    return _convolve(g, turned, 1), _kernel_gradient(x, g, kernel.shape)
 
 
 _convolve_on_cpu.defvjp(_forward, _backward)
 
 
-def _image_gradient(g: chex.Array, kernel: chex.Array, stride: int, shape: tuple[int, ...]) -> chex.Array:
-    """The convolution of `g`, spread out by the stride, with the kernel turned by 180 degrees."""
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    margin = kernel.shape[0] // 2
-    # What the stride left over at the end of each side.
-    ends = [(n + 2 * margin - kernel.shape[0]) % stride for n in shape[1:3]]
-    return jax.lax.conv_general_dilated(
-        g,
-        turned,
-        (1, 1),
-        [(margin, margin + end) for end in ends],
-        lhs_dilation=(stride, stride),
-        dimension_numbers=_LAYOUT,
-    )
-
-
-def _kernel_gradient(x: chex.Array, g: chex.Array, stride: int, shape: tuple[int, ...]) -> chex.Array:
+def _kernel_gradient(x: chex.Array, g: chex.Array, shape: tuple[int, ...]) -> chex.Array:
     """For each tap the product of the images it saw with `g`, summed over images and places."""
-    size = shape[0]
-    if size == 1:
-        seen = x[:, ::stride, ::stride].reshape(-1, shape[2])
-        return jnp.matmul(seen.T, g.reshape(-1, shape[3])).reshape(shape)
-    margin = size // 2
-    ends = [stride * (m - 1) + size - n - margin for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+    margin = shape[0] // 2
 
     def of_few(x: chex.Array, g: chex.Array) -> chex.Array:
-        gradient = jax.lax.conv_general_dilated(
-            x.transpose(3, 1, 2, 0),
-            g.transpose(1, 2, 0, 3),
-            (1, 1),
-            [(margin, end) for end in ends],
-            rhs_dilation=(stride, stride),
-            dimension_numbers=_LAYOUT,
-        )
-        return gradient.transpose(1, 2, 0, 3)
+        images, kernels = x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)
+        return jax.lax.conv_general_dilated(
+            images, kernels, (1, 1), [(margin, margin)] * 2, dimension_numbers=_LAYOUT
+        ).transpose(1, 2, 0, 3)
 
     # Every tap reads all of `g`, so a few images at a time, which a core's second cache holds (1 MiB).
     count = len(x)

@@ -52,21 +52,20 @@ def count(network):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "width", "image", "bias", "form"),
+    ("architecture", "width", "image", "bias", "small"),
     [
-        ("resnet18", 4, (32, 32, 3), False, "_convolve_on_cpu"),
-        pytest.param("resnet18", 4, (8, 8, 1), True, "_convolve", marks=pytest.mark.slow),
-        pytest.param("resnet34", 4, (8, 8, 1), False, "_convolve_by_product", marks=pytest.mark.slow),
-        pytest.param("resnet50", 4, (16, 16, 3), True, "_convolve_on_cpu", marks=pytest.mark.slow),
-        pytest.param("resnet18", 16, (32, 32, 3), False, True, marks=pytest.mark.slow),
+        ("resnet18", 4, (32, 32, 3), False, 0),
+        pytest.param("resnet18", 4, (8, 8, 1), True, 2**40, marks=pytest.mark.slow),
+        pytest.param("resnet34", 4, (8, 8, 1), False, 0, marks=pytest.mark.slow),
+        pytest.param("resnet50", 4, (16, 16, 3), True, 0, marks=pytest.mark.slow),
+        pytest.param("resnet18", 16, (32, 32, 3), False, 2**21, marks=pytest.mark.slow),
     ],
 )
-def test_a_network_equals_pytorch(architecture, width, image, bias, form, monkeypatch):
+def test_a_network_equals_pytorch(architecture, width, image, bias, small, monkeypatch):
     """Outputs, gradients and running statistics after a training pass, then outputs at inference."""
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    monkeypatch.setattr(resnet, "_convolve_by_product", getattr(resnet, form))
-    monkeypatch.setattr(resnet, "_convolve_on_cpu", getattr(resnet, form))
+    monkeypatch.setattr(resnet, "_SMALL", small)
     torch.manual_seed(0)
     theirs = torch_resnet(architecture, 7, width, image[-1], bias)
     ours = ResNet(
@@ -128,16 +127,22 @@ def test_parameter_counts_at_the_paper_size(architecture, expected):
 @pytest.mark.parametrize(
     ("size", "image"), [(3, (7, 5)), (3, (2, 2)), (3, (4, 6)), (1, (4, 5)), (3, (1, 1))]
 )
-def test_the_convolution_and_its_gradients_are_those_jax_derives(stride, size, image, key):
-    x, kernel = jax.random.normal(key, (2, *image, 3)), jax.random.normal(key, (size, size, 3, 4))
+@pytest.mark.parametrize("at_once", [1, 250, 2**20])
+def test_convolutions_and_their_gradients_are_those_jax_derives(
+    stride, size, image, at_once, key, monkeypatch
+):
+    """All images at one time, one by one, and a few that divide them."""
+    monkeypatch.setattr(resnet, "_AT_ONCE", at_once)
+    x, kernel = jax.random.normal(key, (6, *image, 3)), jax.random.normal(key, (size, size, 3, 4))
     expected, derived = jax.vjp(lambda x, kernel: resnet._convolve(x, kernel, stride), x, kernel)
-    got, gradient = jax.vjp(lambda x, kernel: resnet._convolve_on_cpu(x, kernel, stride), x, kernel)
-    np.testing.assert_allclose(got, expected, atol=1e-12)
-    product = resnet._convolve_by_product(x, kernel, stride)
-    np.testing.assert_allclose(product, expected, atol=1e-12)
-    g = jax.random.normal(key, expected.shape)
-    for a, b in zip(gradient(g), derived(g), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
+    forms = [lambda x, kernel: resnet._convolve_by_product(x, kernel, stride)]
+    forms += [resnet._convolve_on_cpu] if stride == 1 else []
+    for form in forms:
+        got, gradient = jax.vjp(form, x, kernel)
+        np.testing.assert_allclose(got, expected, atol=1e-12)
+        g = jax.random.normal(key, expected.shape)
+        for a, b in zip(gradient(g), derived(g), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
     layer = resnet.Conv(3, 4, size, stride, rngs=nnx.Rngs(0))
     layer.kernel = nnx.Param(kernel)
     np.testing.assert_allclose(layer(x), expected, atol=1e-12)
@@ -161,12 +166,12 @@ def test_parts_of_a_batch_are_normalized_apart():
 
 @pytest.mark.parametrize("count", [24, 22])
 def test_the_gradient_of_a_kernel_is_summed_over_parts_of_the_batch(count, key):
-    """Images so large that only 8 of them, or 2 where 22 are all, taken at a time."""
-    x = jax.random.normal(key, (count, 64, 64, 1))
+    """Images so large that only 8 of them, or 2 where 22 are all, are taken at a time."""
+    x = jax.random.normal(key, (count, 32, 32, 1))
     g = jax.random.normal(key, (count, 32, 32, 33))
     shape = (3, 3, 1, 33)
-    _, derived = jax.vjp(lambda kernel: resnet._convolve(x, kernel, 2), jnp.zeros(shape))
-    np.testing.assert_allclose(resnet._kernel_gradient(x, g, 2, shape), derived(g)[0], atol=1e-9)
+    _, derived = jax.vjp(lambda kernel: resnet._convolve(x, kernel, 1), jnp.zeros(shape))
+    np.testing.assert_allclose(resnet._kernel_gradient(x, g, shape), derived(g)[0], atol=1e-9)
 
 
 def test_the_normalized_head(key):
