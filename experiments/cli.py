@@ -219,7 +219,7 @@ def _set_up_jax(dtype: str) -> None:
     jax.config.update("jax_enable_x64", dtype == "float64")
     with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
         if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-            # Two at least: programs for one device round otherwise than those for several.
+            # Two at least: a program for one device can round otherwise than one for several.
             jax.config.update("jax_num_cpu_devices", max(2, len(os.sched_getaffinity(0))))
 
 

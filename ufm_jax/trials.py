@@ -39,8 +39,8 @@ def grid(
     """Calls `trial(**point_of_the_grid)` for every combination of `axes`.
 
     Where several processes share a run (`jax.distributed`), each makes the same call and gets all results.
-    On CPUs the results are the same to the bit on any two devices or more. One device alone, or another
-    `batch_size`, compiles to a program that may round otherwise, which a long descent amplifies.
+    On CPUs the results are the same to the bit on any two devices or more (one device alone: see
+    docs/scaling.md). Another `batch_size` is a program that may round otherwise, which a descent amplifies.
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
