@@ -1,17 +1,12 @@
 """Finished chunks of a sweep, in files: what an interrupted run continues from."""
 
-import hashlib
-import os
+import io
 import sys
-import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-import jax
 import numpy as np
 
-import experiments
-import ufm_jax
 from experiments import results
 from experiments.experiment import Config
 
@@ -33,10 +28,14 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
         file = self._file(name)
         try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                return dict(arrays)  # Zip archives carry checksums.
+            stream = file.open("rb")
         except FileNotFoundError:
             raise KeyError(name) from None
+        try:
+            with stream, np.load(stream, allow_pickle=False) as arrays:
+                return dict(arrays)  # Zip archives carry checksums.
+        except MemoryError:
+            raise
         except Exception as error:  # NumPy raises whatever its readers meet.
             print(f"\nthe kept chunk {file} is damaged ({error}): its trials run again.", file=sys.stderr)
             file.unlink()
@@ -44,9 +43,9 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
 
     def __setitem__(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._path, prefix=".new-", delete=False) as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(file.name, self._file(name))
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        results.write_file(self._file(name), content.getvalue())
 
     def __delitem__(self, name: str) -> None:
         try:
@@ -70,13 +69,5 @@ def part(store: ChunkFolder | None, name: str) -> ChunkFolder | None:
 
 
 def of_run(name: str, config: Config) -> ChunkFolder:
-    """The store for the grids of the experiment `name`; one of its own for all that decides the numbers.
-
-    That is the config, this code to the letter, JAX, and the kind of device.
-    """
-    code = hashlib.sha256()
-    for package in (ufm_jax, experiments):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            code.update(file.read_bytes())
-    deciding = (code.hexdigest(), jax.__version__, jax.default_backend())
-    return ChunkFolder(results.checkpoint_folder(config, name) / results.fingerprint(config, *deciding))
+    """The store for the grids of the experiment `name` under `config`."""
+    return ChunkFolder(results.run_folder(config, name))

@@ -40,7 +40,8 @@ usage: python -m experiments NAME [--field value ...]
 
 _EXIT_CODES = """\
 Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a
-traceback; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C.
+traceback, or (also 134) another process of the run was lost; 2 bad input, with
+one line on stderr; 130 interrupted, by Ctrl-C.
 """
 
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = results.checkpoint_folder(config, experiment.name).exists()
+        kept = results.run_folder(config, experiment.name).exists()
         outcome = (
             "to continue from the last checkpoint:" if kept else "nothing was written; to start again:"
         )
@@ -140,7 +141,7 @@ def run(experiment: Experiment, config: Config) -> None:
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
         picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
-    shutil.rmtree(results.checkpoint_folder(config, experiment.name), ignore_errors=True)
+    results.remove_run_folder(config, experiment.name)
     if not config.quiet:
         if experiment.table is not None:
             print(experiment.table(config, data) + "\n")
@@ -220,7 +221,7 @@ def _set_up_jax(dtype: str) -> None:
     with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
         if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
             # Two at least: a program for one device can round otherwise than one for several.
-            jax.config.update("jax_num_cpu_devices", max(2, len(os.sched_getaffinity(0))))
+            jax.config.update("jax_num_cpu_devices", max(2, results.cores()))
 
 
 def _with_dtype_of_device(config: Any, arguments: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ Every process runs the same command and gets the same numbers; the first writes 
 """
 
 import contextlib
+import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from experiments.experiment import Config, UfmConfig
 
 HEARTBEAT_SECONDS = 30
 """A process that has not been heard of for this time counts as dead, and the others stop."""
+_OF_AN_EXCHANGE = re.compile("gloo|nccl|unavailable|aborted|deadline|heartbeat|connection|peer", re.I)
+"""What JAX says where processes fail to exchange results; its other errors are this process's own."""
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -77,6 +80,8 @@ def stopping_together() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        if not _OF_AN_EXCHANGE.search(str(error)):
+            raise
         raise ProcessLostError(lost_process(str(error).strip().splitlines()[0])) from error
     finally:
         speaker.communicate("goodbye\n")

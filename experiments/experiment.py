@@ -46,6 +46,10 @@ class Config:
         return cls()
 
 
+LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
+"""Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class UfmConfig(Config):
     """Fields of every experiment on the unconstrained feature model."""

@@ -35,7 +35,7 @@ SIZES = (
     roofline.Size(100_000, 100_000_000, 2048),
 )
 """What the table on paper goes on to: ImageNet under a ResNet-50, then what pods are for."""
-_MEASURES = ("loss", "gradient_norm", "accuracy", "nc1", "nc2", "nc3")
+_MEASURES = ("loss", "gradient_norm", "accuracy", "nc1", "nc2", "nc3", "cdnv", "gnc3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,7 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
         jax.ops.segment_sum(jnp.ones_like(H[:, 0]), labels, k), jax.ops.segment_sum(H, labels, k)
     )
     centres = streaming.centres_of(sums)
+    squares = jax.ops.segment_sum(jnp.sum((H - centres.means[labels]) ** 2, -1), labels, k)
 
     def is_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return (jnp.argmax(logits, -1) != labels).astype(logits.dtype)
@@ -138,6 +139,8 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
         "nc1": streaming.nc1(centres, streaming.whitened_scatter(centres, H, labels)),
         "nc2": ufm.metrics.nc2(W),
         "nc3": streaming.nc3(W, centres),
+        "cdnv": streaming.cdnv(centres, squares),
+        "gnc3": streaming.gnc3(W, centres),
     }
 
 
@@ -249,7 +252,13 @@ def table(config: Config, data: Data) -> str:
     ]
     rate, peak = (float(np.median(data[name])) / 1e9 for name in ("gradient_flops", "peak_flops"))
     samples = config.num_classes * config.samples_per_class
-    size = roofline.Size(config.num_classes, samples, config.dim, block_size=config.block_size)
+    size = roofline.Size(
+        config.num_classes,
+        samples,
+        config.dim,
+        block_size=config.block_size,
+        itemsize=np.dtype(config.dtype).itemsize,
+    )
     return "\n".join(
         [
             "| step | loss above minimum | gradient norm | accuracy | NC1 | NC2 | NC3 |",

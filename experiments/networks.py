@@ -160,8 +160,7 @@ def train(
     ]
     rows: dict[str, list] = {group.name: [] for group in groups}
     for i, (group, start, stop) in enumerate(parts):
-        kept = results.checkpoint_folder(config, name) / results.fingerprint(config)
-        folder = kept / f"{group.name}-{start}-{stop}"
+        folder = results.run_folder(config, name) / f"{group.name}-{start}-{stop}"
         rows[group.name].append(
             _train_beside(
                 group,

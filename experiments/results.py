@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -18,7 +19,10 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.experiment import Claim, Config, Data, Experiment
+import experiments
+import nets
+import ufm_jax
+from experiments.experiment import LOCAL, Claim, Config, Data, Experiment
 
 _PACKAGES = ("ufm-jax", "jax", "jaxlib", "optax", "flax", "numpy", "matplotlib")
 
@@ -50,17 +54,31 @@ def write(
     return config.out / experiment.name / f"{experiment.name}.png"
 
 
-def checkpoint_folder(config: Config, name: str) -> Path:
-    """Where the experiment `name` keeps what an interrupted run continues from."""
-    return config.out / f".{name}-checkpoints"
+def run_folder(config: Config, name: str) -> Path:
+    """Where the experiment `name` keeps what a run that was stopped continues from.
+
+    One folder for all that decides the numbers: the config, this code to the letter, JAX, and the kind of
+    device.
+    """
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL}
+    deciding = [json.dumps(fields, sort_keys=True, default=str), jax.__version__, jax.default_backend()]
+    return config.out / f".{name}-checkpoints" / _digest_with_code("".join(deciding).encode())
 
 
-def fingerprint(config: Config, *others: str) -> str:
-    """A short name for all that decides the numbers of a run: the fields that do, and `others`."""
-    indifferent = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
-    deciding = {k: v for k, v in dataclasses.asdict(config).items() if k not in indifferent}
-    text = json.dumps(deciding, sort_keys=True, default=str) + "".join(others)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def remove_run_folder(config: Config, name: str) -> None:
+    """Removes it once its run is finished, and leaves those of other configs."""
+    folder = run_folder(config, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Others are in it, or it was never made.
+        folder.parent.rmdir()
+
+
+def _digest_with_code(text: bytes) -> str:
+    hasher = hashlib.sha256(text)
+    for package in (ufm_jax, nets, experiments):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:12]
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -112,6 +130,7 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
             "count": jax.device_count(),
             "processes": jax.process_count(),
             "processor": _processor(),
+            "cores": cores(),
         },
         "git": _git(),
     }
@@ -122,6 +141,13 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str | None:

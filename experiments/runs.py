@@ -11,10 +11,7 @@ from typing import Any
 
 import docstring_parser
 
-from experiments.experiment import Claim, Experiment, all_experiments
-
-LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
-"""Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
+from experiments.experiment import LOCAL, Claim, Experiment, all_experiments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +86,7 @@ class Run:
         device = self.summary.get("device") or {}
         count, kind = device.get("count", 1), device.get("kind", "unknown device")
         if device.get("platform") == "cpu":
+            count = device.get("cores", count)
             cores = f"{count} CPU core{'s' if count != 1 else ''}"
             return f"{cores}, {device['processor']}" if device.get("processor") else cores
         return f"{count} x {kind}" if count != 1 else str(kind)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments import plotting
+from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields, part
 
 REACHED = 1e-3
@@ -126,13 +126,16 @@ def smallest_angle(W: jax.Array) -> jax.Array:
     return jnp.arccos(jnp.clip(jnp.max(cosines), -1, 1))
 
 
-def run(config: Config, progress: Progress) -> Data:
+def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
     problems = list(zip(config.num_classes, config.dim, strict=True))
     rows = []
     for i, (K, d) in enumerate(problems):
         found = ufm.trials.grid(
-            trial_of(config, K, d), {"key": keys}, progress=part(progress, i, len(problems))
+            trial_of(config, K, d),
+            {"key": keys},
+            progress=part(progress, i, len(problems)),
+            store=chunks.part(store, f"{K}-{d}"),
         )
         rows.append(_best(config, K, found))
     tau = np.sort(np.asarray(config.tau, config.dtype))
@@ -280,4 +283,5 @@ EXPERIMENT = Experiment(
     claims=claims,
     plot=plot,
     table=table,
+    resumable=True,
 )

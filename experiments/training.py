@@ -25,7 +25,6 @@ Model = Literal["normalized", "regularized"]
 BatchNorm = Literal["global", "replica"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 MODELS: tuple[Model, ...] = ("normalized", "regularized")
-METRICS = ("nc1", "nc2", "nc3", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True)

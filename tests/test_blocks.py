@@ -150,6 +150,24 @@ def test_a_run_on_two_devices_is_the_same_run(solver, block_size, whole):
     check_sharded_run(problem, solver, whole[solver], jax.devices()[:2])
 
 
+def test_devices_exchange_sums_of_the_classifier_alone_in_float32_too():
+    """Long float32 sums are taken in parts, and each device adds up its own."""
+    problem = ufm.sharding.shard_problem(
+        ufm.normalized(ufm.balanced_labels(K, 64), K), Mesh(np.array(jax.devices()[:2]), ("samples",))
+    )
+    mesh = problem.labels.sharding.mesh
+    point = ufm.sharding.random_point(problem, mesh, jax.random.key(0), D, np.float32)
+    gradient = jax.jit(lambda problem, point: problem.gradient(problem.evaluate(point)))
+    program = gradient.lower(problem, point).compile().as_text()
+    exchanged = re.findall(r"= (.+?) (?:all-reduce|all-gather|all-to-all)(?:-start)?\(", program)
+    assert {x for shapes in exchanged for x in re.findall(r"\w+\[([\d,]*)\]", shapes)} <= {"", f"{K},{D}"}
+    alone = ufm.normalized(ufm.balanced_labels(K, 64), K)
+    expected = alone.gradient(alone.evaluate(jax.device_put(point, jax.devices()[0])))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), gradient(problem, point), expected
+    )
+
+
 _EIGHT = """
 import jax
 jax.config.update("jax_enable_x64", True)

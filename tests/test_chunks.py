@@ -1,10 +1,11 @@
 """Chunks in files survive what happens to processes and disks."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import chunks, fig09
+from experiments import chunks, fig09, results
 from experiments.chunks import ChunkFolder
 
 CHUNK = {"trials": np.arange(3), "output['nc1']": np.linspace(0, 1, 6).reshape(3, 2)}
@@ -58,6 +59,47 @@ def test_a_chunk_half_written_is_no_chunk(store, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         store["6-8"] = CHUNK
     assert list(ChunkFolder(tmp_path / "sweep")) == ["0-2", "3-5"]
+
+
+def test_a_chunk_that_cannot_be_opened_is_not_lost(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            store["0-2"]
+    np.testing.assert_equal(store["0-2"], CHUNK)
+
+
+def test_a_failed_write_leaves_nothing(store, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(f.name for f in (tmp_path / "sweep").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", refuse)
+        with pytest.raises(OSError, match="No space"):
+            store["6-8"] = CHUNK
+    assert sorted(f.name for f in (tmp_path / "sweep").iterdir()) == before
+
+
+def test_types_that_numpy_does_not_know_are_found_again(tmp_path):
+    inputs = jnp.arange(6, dtype=jnp.bfloat16)
+    first = ufm.trials.run(square, inputs, store=ChunkFolder(tmp_path))
+    again = ufm.trials.run(square, inputs, store=ChunkFolder(tmp_path))
+    assert again.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(again, first)
+
+
+def test_a_finished_run_leaves_what_others_continue_from(tmp_path):
+    configs = [fig09.Config(out=tmp_path, steps=steps) for steps in (3, 4)]
+    for config in configs:
+        chunks.of_run("fig9", config)["0-2"] = CHUNK
+    results.remove_run_folder(configs[0], "fig9")
+    assert [list(chunks.of_run("fig9", config)) for config in configs] == [[], ["0-2"]]
+    results.remove_run_folder(configs[1], "fig9")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_recomputes_a_damaged_chunk(tmp_path, capsys):

@@ -369,7 +369,7 @@ def test_an_interrupted_run_with_checkpoints_says_how_to_go_on(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    (tmp_path / "my results" / ".fig9-checkpoints").mkdir(parents=True)
+    results.run_folder(fig09.Config(out=tmp_path / "my results"), "fig9").mkdir(parents=True)
     code, out, err = main(capsys, "fig9", "--out", tmp_path / "my results")
     assert (code, out) == (130, "")
     assert err.startswith("\ninterrupted: to continue from the last checkpoint: ")

@@ -229,7 +229,7 @@ class Problem:
 
         def of_samples(samples):
             labels, *features = samples
-            part = dataclasses.replace(self, labels=labels, decay=None, block_size=None)
+            part = dataclasses.replace(self, labels=labels, decay=None, block_size=None, shards=1)
             found = of_block(part, *(Point(x.W, H) for x, H in zip(points, features, strict=True)))
             return jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
 
@@ -252,7 +252,14 @@ class Problem:
         G = self._scale(point) * G
         if point.W is None:
             return Point(None, matmul(G + G.T, point.H))
-        return self._with_decays(Point(transposed_matmul(G, point.H), matmul(G, point.W)), point)
+        return self._with_decays(Point(self._sum_over_samples(G, point.H), matmul(G, point.W)), point)
+
+    def _sum_over_samples(self, a: chex.Array, b: chex.Array) -> chex.Array:
+        """`a.T @ b`; where devices share the samples, each sums its own, and then the sums meet."""
+        if self.shards == 1:
+            return transposed_matmul(a, b)
+        a, b = (x.reshape(self.shards, -1, x.shape[1]) for x in (a, b))
+        return jnp.sum(jax.vmap(transposed_matmul)(a, b), axis=0)
 
     def _with_decays(self, gradient: Point, point: Point) -> Point:
         """Adds the gradient of the decays at `point`."""

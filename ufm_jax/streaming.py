@@ -194,9 +194,9 @@ def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:
         agreeing: the sum of `agreements` over all batches, a scalar.
 
     Returns:
-        A scalar in [0, 1].
+        A scalar in [0, 1]; NaN where a class has no sample.
     """
-    return agreeing / jnp.sum(centres.counts)
+    return jnp.where(jnp.all(centres.counts > 0), agreeing / jnp.sum(centres.counts), jnp.nan)
 
 
 def cdnv(centres: Centres, squares: chex.Array) -> chex.Array:

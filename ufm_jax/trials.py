@@ -46,7 +46,8 @@ def grid(
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
         axes: for each argument its values, as a list or along the leading axis of an array or a pytree of
             arrays (random keys: `jax.random.split(key, trials)`).
-        batch_size: trials computed together on a device by `vmap`; 1 runs them one after another. If None,
+        batch_size: trials computed together on a device by `vmap`, at least 1 and no more than its share of
+            the grid; 1 runs them one after another. If None,
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many
             as fit into `memory`.
         memory: bytes that the trials running at one time may use on a device, at least 1.
@@ -244,7 +245,8 @@ def _recall(store: Store, grid_digest: np.ndarray, results: Any, finished: np.nd
                 f"inputs or outputs (trials {name})."
             )
         for path, whole in _named(results).items():
-            whole[chunk["trials"]] = chunk[path]
+            # Files keep the bytes of types that NumPy does not know, as bfloat16, and not their names.
+            whole[chunk["trials"]] = chunk[path].view(whole.dtype)
         finished[chunk["trials"]] = True
 
 

@@ -134,7 +134,8 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
             raise ValueError(f"bias must have an entry a class, {num_classes}, but has {len(bias)}.")
     # What depends on values can be checked only outside `jit`.
     _checks.every_class_present(labels, num_classes)
-    with _enable_x64(True):
+    # On the host, since a TPU has no float64.
+    with _enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         found = _all(features, labels, W, bias, num_classes)
         values = {name: float(value) for name, value in found.items()}
     return Measurement(num_classes, features.shape[1], len(features), **values)

@@ -122,7 +122,8 @@ def minimize(
         solver: for example `ufm_jax.solvers.gradient_descent()`.
         max_steps: most steps to make, at least 0, static.
         tolerance: stop once the norm of the Riemannian gradient is at most this; 0 or more.
-        measure: a function of the point, recorded at the start and after each step.
+        measure: a function of the point, recorded at the start and after each step. Under `vmap` each step
+            then copies the whole history: record numbers rather than points.
 
     Returns:
         The `Result`.
@@ -162,8 +163,9 @@ def minimize(
     history = jax.tree.map(lambda x: jnp.zeros((max_steps + 1, *x.shape), x.dtype).at[0].set(x), first)
     start = (jnp.int32(0), solver.init(problem, point), history)
     steps, state, history = jax.lax.while_loop(proceeds, advance, start)
-    last_so_far = jnp.minimum(jnp.arange(max_steps + 1), steps)
-    history = jax.tree.map(lambda entries: entries[last_so_far], history)
+    if measure is not None:
+        last_so_far = jnp.minimum(jnp.arange(max_steps + 1), steps)
+        history = jax.tree.map(lambda entries: entries[last_so_far], history)
 
     iterate = state.iterate
     status = jnp.where(
