@@ -29,7 +29,7 @@ def test_a_grid_is_every_combination_in_order():
         np.testing.assert_allclose(data["W"][i, j], alone["W"], atol=1e-10)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 15, 100])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_no_way_of_running_changes_the_result(batch_size, devices):
     expected = ufm.trials.grid(trial, {"tau": TAU, "key": KEYS}, devices=jax.local_devices()[:1])
