@@ -228,12 +228,14 @@ def test_precision_is_that_of_the_products_alone(precision):
     step = functools.partial(training.train_step, of)
     lines = jax.jit(step).lower(data, state, jnp.arange(16)).as_text().splitlines()
     products = [line for line in lines if "dot_general" in line]
-    # Three convolutions and the head: forward, and backward in both factors but for the first images.
-    assert len(products) == 11
+    # The head, and three convolutions of three products: forward, and backward in both factors but for the
+    # first images.
+    assert len(products) == 3 + 6 + 9 + 9
     if precision == "tf32":
         assert all("precision = [HIGH, HIGH]" in line for line in products)
     else:
-        assert sum("xbf16>" in line.split("->")[0] for line in products) == 8
+        # On CPUs the gradients' factors are widened, so that their sums are.
+        assert sum("xbf16>" in line.split("->")[0] for line in products) == 9
     after, value = jax.eval_shape(step, data, state, jnp.arange(16))
     measured = jax.eval_shape(functools.partial(training.evaluate, of), data, state)
     for x in jax.tree.leaves((after.params, after.rest, value, measured)):
