@@ -308,7 +308,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="large",
     title="1000 classes, 100,000 samples, in blocks",
-    duration="10 min",
+    duration="3 min",
     config=Config,
     check=check,
     run=run,
