@@ -60,7 +60,7 @@ def gradient_norm(W, H, labels, tau):
         ("gradient_descent", [10, 5, 32, 2000]),
         ("conjugate_gradient", [10, 5, 32, 500]),
         ("trust_region", [10, 5, 32, 60]),
-        ("conjugate_gradient", [100, 30, 128, 600]),
+        ("conjugate_gradient", [100, 30, 128, 1200]),
         ("trust_region", [100, 30, 128, 60]),
     ],
 )
