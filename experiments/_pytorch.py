@@ -14,7 +14,7 @@ def torch_resnet(architecture: str, num_classes: int, width: int, channels: int,
     def conv(i, o, size, stride):
         return nn.Conv2d(i, o, size, stride, padding=size // 2, bias=False)
 
-    class Block(nn.Module):
+    class Block(torch.nn.Module):
         def __init__(self, i, c, stride):
             super().__init__()
             if architecture == "resnet50":
@@ -37,7 +37,7 @@ def torch_resnet(architecture: str, num_classes: int, width: int, channels: int,
                 y = y if i == len(self.convs) - 1 else torch.relu(y)
             return torch.relu(y + (x if self.shortcut is None else self.shortcut_norm(self.shortcut(x))))
 
-    class Net(nn.Module):
+    class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.stem, self.stem_norm = conv(channels, width, 3, 1), nn.BatchNorm2d(width)
