@@ -20,16 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from nets.convolution import convolve
 from ufm_jax import _checks
 from ufm_jax.manifolds import normalize
 
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 Head = Literal["normalized", "plain"]
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_SMALL = 2**21
-"""Numbers (8 MiB), images times taps, up to which a matrix product is the faster convolution on CPUs."""
-_AT_ONCE = 2**20
-"""Numbers (4 MiB) that such a product puts together at one time."""
 
 
 class Temperature(nnx.Variable):
@@ -46,97 +42,7 @@ class Conv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: chex.Array) -> chex.Array:
-        kernel = self.kernel[...]
-        if x.shape[1:3] == (1, 1):
-            margin = kernel.shape[0] // 2
-            # All other taps see only padding, which XLA does not know.
-            return jnp.matmul(x, kernel[margin, margin].astype(x.dtype))
-        if jax.default_backend() != "cpu":
-            return _convolve(x, kernel.astype(x.dtype), self.stride)
-        is_small = x.size * kernel.shape[0] ** 2 <= _SMALL
-        if is_small or self.stride > 1 or x.shape[1] > 16:
-            return _convolve_by_product(x, kernel, self.stride)
-        return _convolve_on_cpu(x, kernel.astype(x.dtype))
-
-
-def _convolve(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
-    margin = kernel.shape[0] // 2
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(margin, margin)] * 2, dimension_numbers=_LAYOUT
-    )
-
-
-def _convolve_by_product(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
-    """The same as matrix products, a few images at a time, so that what they read stays in the caches.
-
-    Each place is put beside its neighbours in its row; a product for every row of the kernel does the rest.
-    The kernel may be wider than `x`, so that its gradient is summed in its own dtype.
-    """
-    size = kernel.shape[0]
-    margin = size // 2
-    height, width = ((n - 1) // stride + 1 for n in x.shape[1:3])
-    down, right = stride * (height - 1) + 1, stride * (width - 1) + 1
-
-    @jax.checkpoint  # Gradients put the neighbours together again: faster than to read them.
-    def of_image(image: chex.Array) -> chex.Array:
-        padded = jnp.pad(image, ((margin, margin), (margin, margin), (0, 0)))
-        rows = jnp.concatenate([padded[:, j : j + right : stride] for j in range(size)], axis=-1)
-        taps = kernel.reshape(size, -1, kernel.shape[-1]).astype(x.dtype)
-        products = [
-            jnp.matmul(rows[i : i + down : stride], taps[i], preferred_element_type=kernel.dtype)
-            for i in range(size)
-        ]
-        return sum(products[1:], products[0]).astype(x.dtype)
-
-    at_once = _AT_ONCE // ((x.shape[1] + 2 * margin) * width * size * x.shape[3])
-    return jax.lax.map(of_image, x, batch_size=max(1, min(at_once, len(x))))
-
-
-@jax.custom_vjp
-def _convolve_on_cpu(x: chex.Array, kernel: chex.Array) -> chex.Array:
-    """The same, with gradients as convolutions of images (B, H, W, C) by kernels (H, W, C, C').
-
-    XLA's fast convolution on CPUs takes this layout only. The gradients that JAX derives have others, which
-    XLA rearranges in a program's outermost computation, but not within a loop such as an epoch's.
-    """
-    return _convolve(x, kernel, 1)
-
-
-def _forward(x: chex.Array, kernel: chex.Array) -> tuple[chex.Array, Any]:
-    return _convolve(x, kernel, 1), (x, kernel)
-
-
-def _backward(saved: Any, g: chex.Array) -> tuple[chex.Array, chex.Array]:
-    x, kernel = saved
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return _convolve(g, turned, 1), _kernel_gradient(x, g, kernel)
-
-
-_convolve_on_cpu.defvjp(_forward, _backward)
-
-
-def _kernel_gradient(x: chex.Array, g: chex.Array, kernel: chex.Array) -> chex.Array:
-    """For each tap the product of the images it saw with `g`, summed over images and places."""
-    margin = kernel.shape[0] // 2
-    # Every tap reads all of `g`, so a few images at a time, which a core's second cache holds (1 MiB).
-    few = min(len(x), max(8, 2**18 // g[0].size))
-    fill = ((0, -len(x) % few), (0, 0), (0, 0), (0, 0))
-    parts = [jnp.pad(a, fill).reshape(-1, few, *a.shape[1:]) for a in (x, g)]
-
-    def add(total: chex.Array, part: list[chex.Array]) -> tuple[chex.Array, None]:
-        images, kernels = part[0].transpose(3, 1, 2, 0), part[1].transpose(1, 2, 0, 3)
-        found = jax.lax.conv_general_dilated(
-            images,
-            kernels,
-            (1, 1),
-            [(margin, margin)] * 2,
-            dimension_numbers=_LAYOUT,
-            preferred_element_type=jnp.promote_types(g.dtype, jnp.float32),
-        )
-        return total + found.transpose(1, 2, 0, 3), None
-
-    zero = jnp.zeros(kernel.shape, jnp.promote_types(g.dtype, jnp.float32))
-    return jax.lax.scan(add, zero, parts)[0].astype(kernel.dtype)
+        return convolve(x, self.kernel[...], self.stride)
 
 
 class BatchNorm(nnx.Module):
