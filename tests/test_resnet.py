@@ -52,22 +52,23 @@ def count(network):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "width", "image", "bias"),
+    ("architecture", "width", "image", "bias", "small"),
     [
-        ("resnet18", 4, (32, 32, 3), False),
-        pytest.param("resnet18", 4, (8, 8, 1), True, marks=pytest.mark.slow),
-        pytest.param("resnet34", 4, (8, 8, 1), False, marks=pytest.mark.slow),
-        pytest.param("resnet50", 4, (16, 16, 3), True, marks=pytest.mark.slow),
-        pytest.param("resnet18", 64, (32, 32, 3), False, marks=pytest.mark.slow),
+        ("resnet18", 4, (32, 32, 3), False, 0),
+        pytest.param("resnet18", 4, (8, 8, 1), True, 2**40, marks=pytest.mark.slow),
+        pytest.param("resnet34", 4, (8, 8, 1), False, 0, marks=pytest.mark.slow),
+        pytest.param("resnet50", 4, (16, 16, 3), True, 0, marks=pytest.mark.slow),
+        pytest.param("resnet18", 64, (32, 32, 3), False, 2**18, marks=pytest.mark.slow),
     ],
 )
-def test_a_network_equals_pytorch(architecture, width, image, bias):
+def test_a_network_equals_pytorch(architecture, width, image, bias, small, monkeypatch):
     """Outputs, gradients and running statistics after a training pass, then outputs at inference.
 
     Ours in float32, theirs in float64: in float32 theirs is the farther from it, and both by rounding.
     """
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
+    monkeypatch.setattr(convolution, "_SMALL", small)
     torch.manual_seed(0)
     theirs = torch_resnet(architecture, 7, width, image[-1], bias)
     ours = ResNet(
@@ -139,6 +140,7 @@ def xla(x, kernel, stride):
 @pytest.mark.parametrize("at_once", [1, 1800, 2**20])
 def test_convolutions_and_their_gradients_are_those_of_xla(stride, size, image, at_once, key, monkeypatch):
     """All images at one time, one by one, and a few that need not divide them."""
+    monkeypatch.setattr(convolution, "_SMALL", 0)
     monkeypatch.setattr(convolution, "_AT_ONCE", at_once)
     x, kernel = jax.random.normal(key, (6, *image, 5)), jax.random.normal(key, (size, size, 5, 4))
     expected, derived = jax.vjp(lambda x, kernel: xla(x, kernel, stride), x, kernel)
@@ -166,8 +168,9 @@ def test_convolutions_in_float32_are_within_its_rounding(key):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_in_bfloat16_round_what_they_take_and_return(stride, key):
+def test_convolutions_in_bfloat16_round_what_they_take_and_return(stride, key, monkeypatch):
     """But not their sums, which also parts of a batch share."""
+    monkeypatch.setattr(convolution, "_SMALL", 0)
     x, kernel = jax.random.normal(key, (200, 4, 4, 64)), jax.random.normal(key, (3, 3, 64, 4))
     x = x.astype(jnp.bfloat16)
     y, gradient = jax.vjp(lambda x, kernel: convolution.convolve(x, kernel, stride), x, kernel)
