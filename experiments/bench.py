@@ -6,9 +6,8 @@ the sizes, where a step of three products should cost in proportion to K N d.
 
 import dataclasses
 import functools
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,6 +18,7 @@ from matplotlib.ticker import NullLocator
 
 import ufm_jax as ufm
 from experiments import fig09, plotting
+from experiments._measuring import counted_products, seconds_of, take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields, part
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import _checks
@@ -107,25 +107,6 @@ def _starts(config: Any, problem: ufm.Problem, count: int) -> ufm.Point:
         return jax.jit(jax.vmap(lambda key: problem.random_point(key, config.dim, config.dtype)))(keys)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def _take_turns(programs: Mapping[str, Callable[[int], Any]], rounds: int, progress: Progress) -> dict:
-    """Seconds of each program's first call, and of `rounds` more (arrays), interleaved."""
-    first, later = {}, {name: np.zeros(rounds) for name in programs}
-    for done, (name, program) in enumerate(programs.items()):
-        progress(done, len(programs) * (rounds + 1))
-        first[name] = _seconds(functools.partial(program, 0))
-    for index in range(rounds):
-        progress(index + 1, rounds + 1)
-        for name, program in programs.items():
-            later[name][index] = _seconds(functools.partial(program, index))
-    return {"first": first, "later": later}
-
-
 def _solvers(config: Config, progress: Progress) -> Data:
     """Each solver on the same starts, ours all in one call, beside a product of large matrices."""
     from experiments._pymanopt import pymanopt_optimizer, pymanopt_point, pymanopt_problem
@@ -148,15 +129,22 @@ def _solvers(config: Config, progress: Progress) -> Data:
         )
         costs["pymanopt " + name] = result.cost
 
-    trials = {name: functools.partial(_cost_found, problem, name, steps[name]) for name in SOLVERS}
+    trials = {
+        name: functools.partial(_cost_found, problem, name=name, steps=steps[name]) for name in SOLVERS
+    }
     programs: dict[str, Any] = {name: functools.partial(ours, name) for name in SOLVERS}
     programs |= {"pymanopt " + name: functools.partial(theirs, name) for name in SOLVERS}
     # Ten in a row, as a solver makes them: the first after a pause is slower.
     programs["peak"] = lambda index: [product(square, square) for _ in range(10)]
-    seconds = _take_turns(programs, config.rounds, progress)
+    seconds = take_turns(programs, config.rounds, progress)
 
     last = (config.rounds - 1) % config.trials
     differences = [abs(costs[n][last] - costs["pymanopt " + n]) / abs(costs[n][last]) for n in SOLVERS]
+    few = jax.tree.map(lambda x: x[:3], starts)
+    products = [
+        counted_products(problem, few, functools.partial(_descend, name=name, steps=steps[name]))
+        for name in SOLVERS
+    ]
     first, later = seconds["first"], seconds["later"]
     return {
         "solver": np.array(list(SOLVERS)),
@@ -168,48 +156,18 @@ def _solvers(config: Config, progress: Progress) -> Data:
             [first["pymanopt " + n] - np.median(later["pymanopt " + n]) for n in SOLVERS]
         ),
         "cost_difference": np.array(differences),
-        "products": np.array([_products(problem, starts, name, steps[name]) for name in SOLVERS]),
+        "products": np.array(products),
         "peak_flops": 10 * 2 * PEAK_SIZE**3 / later["peak"],
     }
 
 
-def _cost_found(problem: ufm.Problem, name: str, steps: int, start: ufm.Point) -> jax.Array:
+def _descend(problem: ufm.Problem, start: ufm.Point, name: str, steps: int) -> ufm.Result:
     solver = getattr(ufm.solvers, name)()
-    return ufm.minimize(problem, start, solver, max_steps=steps, tolerance=0.0).value
+    return ufm.minimize(problem, start, solver, max_steps=steps, tolerance=0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Counted(ufm.manifolds.Oblique):
-    """The oblique manifold, which tells `hook` of every Hessian applied."""
-
-    hook: Callable[[], None] = lambda: None
-
-    def riemannian_hessian(self, *arguments: Any) -> Any:
-        jax.debug.callback(self.hook)
-        return super().riemannian_hessian(*arguments)
-
-
-def _products(problem: ufm.Problem, starts: ufm.Point, name: str, steps: int) -> float:
-    """Products of N x K x d in a trial, a mean: one a forward pass, two a gradient, six a Hessian."""
-    passes, hessians = [0], [0]
-
-    def add_to(counter: list[int]) -> Callable[[], None]:
-        def hook() -> None:
-            counter[0] += 1
-
-        return hook
-
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        jax.debug.callback(add_to(passes))
-        return problem.loss(logits, labels)
-
-    counted = dataclasses.replace(problem, loss=loss, manifold=_Counted(add_to(hessians)))
-    program = jax.jit(functools.partial(_cost_found, counted, name, steps))
-    count = min(3, len(starts.H))
-    for index in range(count):
-        jax.block_until_ready(program(jax.tree.map(lambda x, i=index: x[i], starts)))
-    jax.effects_barrier()
-    return passes[0] / count + 2 * (steps + 1) + 6 * hessians[0] / count
+def _cost_found(problem: ufm.Problem, start: ufm.Point, name: str, steps: int) -> jax.Array:
+    return _descend(problem, start, name, steps).value
 
 
 def _grid(config: Config, progress: Progress) -> Data:
@@ -225,7 +183,7 @@ def _grid(config: Config, progress: Progress) -> Data:
 
     def trial(tau: jax.Array, start: ufm.Point) -> jax.Array:
         at_tau = dataclasses.replace(problem, tau=tau)
-        return _cost_found(at_tau, "gradient_descent", setting.steps, start)
+        return _cost_found(at_tau, start, "gradient_descent", setting.steps)
 
     def theirs(peer: Any, index: int) -> float:
         start = jax.tree.map(lambda x: x[index % setting.trials], starts)
@@ -237,7 +195,7 @@ def _grid(config: Config, progress: Progress) -> Data:
     }
     for tau_peer, peer in zip(setting.tau, peers, strict=True):
         programs[f"pymanopt {tau_peer}"] = functools.partial(theirs, peer)
-    seconds = _take_turns(programs, min(config.rounds, 3), progress)
+    seconds = take_turns(programs, min(config.rounds, 3), progress)
     one_each = np.sum([seconds["later"][f"pymanopt {name}"] for name in setting.tau], axis=0)
     return {
         "grid_seconds": seconds["later"]["ours"],
@@ -265,7 +223,7 @@ def _nc1(config: Config, progress: Progress) -> Data:
         "without": descent(lambda point: point.H[0, 0]),
         "with": descent(lambda point: ufm.metrics.nc1(point.H, problem.labels, config.num_classes)),
     }
-    later = _take_turns(programs, 2 * config.rounds, progress)["later"]
+    later = take_turns(programs, 2 * config.rounds, progress)["later"]
     return {"without_nc1_seconds": later["without"], "with_nc1_seconds": later["with"]}
 
 
@@ -284,7 +242,7 @@ def _scaling(config: Config, progress: Progress) -> Data:
             return ufm.minimize(problem, start, solver, max_steps=sizes.steps, tolerance=0.0).steps
 
         made = int(descend(start))
-        return float(np.median([_seconds(lambda: descend(start)) for _ in range(rounds)])) / max(made, 1)
+        return float(np.median([seconds_of(lambda: descend(start)) for _ in range(rounds)])) / max(made, 1)
 
     data: Data = {}
     for i, name in enumerate(_SCALED):
@@ -305,7 +263,7 @@ def _throughput(config: Config, progress: Progress) -> Data:
 
     def trial(key: jax.Array) -> jax.Array:
         start = problem.random_point(key, config.dim, config.dtype)
-        return _cost_found(problem, "gradient_descent", config.steps, start)
+        return _cost_found(problem, start, "gradient_descent", config.steps)
 
     rates = []
     for done, count in enumerate(counts):
@@ -314,7 +272,7 @@ def _throughput(config: Config, progress: Progress) -> Data:
             ufm.trials.run, trial, jax.random.split(jax.random.key(config.seed), count)
         )
         call()
-        rates.append(count / np.median([_seconds(call) for _ in range(3)]))
+        rates.append(count / np.median([seconds_of(call) for _ in range(3)]))
     return {"throughput_trials": np.array(counts), "throughput": np.array(rates)}
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import data as datasets
 from experiments import networks, training
+from experiments._measuring import take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields, part
 from experiments.experiment import Config as BaseConfig
 
@@ -61,17 +61,11 @@ def _steps(config: Config, progress: Progress) -> Data:
     programs = {"seconds": _our_epoch(config, images, labels)}
     if importlib.util.find_spec("torch") is not None:
         programs["pytorch_seconds"] = _pytorch_epoch(config, images, labels)
-    taken: dict[str, list[float]] = {"seconds": [], "pytorch_seconds": []}
-    for index in range(config.rounds + 1):  # The first compiles.
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program()
-            taken[name].append((time.perf_counter() - start) / config.steps)
-        progress(index + 1, config.rounds + 1)
-    return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
+    taken = take_turns(programs, config.rounds, progress)["later"]
+    return {name: taken.get(name, np.empty(0)) / config.steps for name in ("seconds", "pytorch_seconds")}
 
 
-def _our_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+def _our_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:
     recipe = training.Recipe(batch_size=config.batch_size)
     setup = training.Setup("resnet18", "normalized", _CLASSES, config.width, recipe)
     split = datasets.Split(images, labels)
@@ -84,14 +78,14 @@ def _our_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callab
 
     state = training.init(setup, data, config.seed, 1.0)
 
-    def program() -> None:
+    def program(index: int) -> None:
         nonlocal state
         state = jax.block_until_ready(epoch(state))
 
     return program
 
 
-def _pytorch_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+def _pytorch_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:
     """The same with PyTorch at its best: channels last, as many threads, all float32."""
     import torch
 
@@ -112,7 +106,7 @@ def _pytorch_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Ca
         for x in (images.transpose(0, 3, 1, 2), labels.astype(np.int64))
     ]
 
-    def program() -> None:
+    def program(index: int) -> None:
         for x, y in zip(*batches, strict=True):
             x = (x.to(memory_format=torch.channels_last).float() / 255 - mean) / deviation
             features = torch.nn.functional.normalize(network(x)[1])
@@ -148,15 +142,12 @@ def _outside(config: Config, progress: Progress) -> Data:
         progress(done, total, note)
         marks.append((time.perf_counter(), inside))
 
-    original = networks._programs
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(networks, "_programs", lambda *a: tuple(map(timed, original(*a)))),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         run = networks.NetworkConfig(out=Path(folder), seed=config.seed, quiet=True, epochs=config.epochs)
         setup = training.Setup("resnet18", "normalized", _CLASSES, 16, run.recipe)
         group = networks.Group("bench", setup, networks.seeds(run), np.ones(1))
-        networks.train("bench-networks", run, [group], networks.training_split(run), recorded)
+        split = networks.training_split(run)
+        networks.train("bench-networks", run, [group], split, recorded, around=timed)
         end = time.perf_counter()
     return {
         "epochs_seconds": np.array(end - marks[0][0]),

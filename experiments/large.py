@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import plotting, roofline
+from experiments._measuring import take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import streaming
@@ -152,23 +153,17 @@ def _rates(config: Config, problem: ufm.Problem, point: ufm.Point) -> Data:
     square = jax.jit(lambda: jnp.full(shape, 0.5, config.dtype), out_shardings=each)()
     product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
     gradient = jax.jit(lambda problem, point: iterate_at(problem, problem.evaluate(point)))
-    programs: dict[str, Callable[[], Any]] = {
-        "gradient": lambda: gradient(problem, point),
-        "peak": lambda: [product(square, square) for _ in range(10)],
+    programs: dict[str, Callable[[int], Any]] = {
+        "gradient": lambda index: gradient(problem, point),
+        "peak": lambda index: [product(square, square) for _ in range(10)],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for index in range(config.rounds + 1):
-        for name, program in programs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(program())
-            if index > 0:  # The first round compiles.
-                seconds[name].append(time.perf_counter() - began)
+    seconds = take_turns(programs, config.rounds)["later"]
     samples = config.num_classes * config.samples_per_class
     flops = roofline.GRADIENT_PRODUCTS * roofline.product_flops(config.num_classes, samples, config.dim)
     return {
-        "gradient_seconds": np.array(seconds["gradient"]),
-        "gradient_flops": flops / np.array(seconds["gradient"]),
-        "peak_flops": jax.device_count() * 10 * 2 * PEAK_SIZE**3 / np.array(seconds["peak"]),
+        "gradient_seconds": seconds["gradient"],
+        "gradient_flops": flops / seconds["gradient"],
+        "peak_flops": jax.device_count() * 10 * 2 * PEAK_SIZE**3 / seconds["peak"],
     }
 
 

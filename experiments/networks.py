@@ -137,13 +137,15 @@ def train(
     progress: Progress,
     *,
     test: datasets.Split | None = None,
+    around: Callable[[Callable], Callable] = lambda program: program,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Trains every network of `groups` on `split`.
 
     The networks of a group run beside each other, `config.at_once` on each device, or on each
     `config.data_parallel` devices that share its batches, and in turns where there are more. Checkpoints
     lie in a hidden folder of `config.out`, and are used by a later run of the same config; the command
-    line removes them once the results are written.
+    line removes them once the results are written. The compiled program of an epoch is called
+    as `around(program)`, by which it can be timed.
 
     Returns:
         For each group's name its metrics after every epoch, (networks, epochs): those of
@@ -170,6 +172,7 @@ def train(
                 folder,
                 config,
                 part(progress, i, len(parts)),
+                around,
             )
         )
     return {
@@ -191,6 +194,7 @@ def _train_beside(
     folder: Path,
     config: NetworkConfig,
     progress: Progress,
+    around: Callable[[Callable], Callable],
 ) -> dict[str, np.ndarray]:
     """The histories of the `members` of `group`, as many on each place as on the others."""
     count = members.stop - members.start
@@ -212,6 +216,7 @@ def _train_beside(
             done, (state, history) = found
             state = jax.device_put(state, beside)
             history = jax.tree.map(np.array, history)
+        advance = around(advance)
         for epoch in range(done, epochs):
             state, row = advance(data, state, seed, np.int32(epoch))
             for name, values in row.items():
