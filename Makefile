@@ -41,7 +41,7 @@ fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
 table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (3 min)
 large: $(READY)  ## One problem of 1000 classes and 100,000 samples, in blocks (3 min)
-bench: bench-networks  ## Speed against pymanopt, product peak and sizes, and the networks (6 min)
+bench: bench-networks  ## Speed against pymanopt, product peak and sizes, and the networks (7 min)
 bench-networks: $(READY)  ## Speed of training networks, against PyTorch if it is there (3 min)
 
 $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
