@@ -151,8 +151,8 @@ def test_convolutions_and_their_gradients_are_those_of_xla(stride, size, image, 
     monkeypatch.setattr(convolution, "_SMALL", 0)
     monkeypatch.setattr(convolution, "_AT_ONCE", at_once)
     x, kernel = jax.random.normal(key, (7, *image, 5)), jax.random.normal(key, (size, size, 5, 4))
-    forms = [convolution.convolve, convolution.im2col]
-    forms += [lambda x, kernel, _: convolution.winograd(x, kernel)] if size == 3 and stride == 1 else []
+    forms = [convolution.convolve, convolution._im2col]
+    forms += [lambda x, kernel, _: convolution._winograd(x, kernel)] if size == 3 and stride == 1 else []
 
     g = jax.random.normal(key, jax.eval_shape(lambda: xla(x, kernel, stride)).shape)
     expected, *found = (
@@ -169,7 +169,7 @@ def test_convolutions_in_float32_are_within_its_rounding(key):
     x, kernel = jax.random.normal(key, (4, 8, 8, 64)), jax.random.normal(key, (3, 3, 64, 64))
     g = jax.random.normal(jax.random.fold_in(key, 1), x.shape)
     exact = with_gradients(lambda x, kernel: xla(x, kernel, 1), x, kernel, g)
-    found = with_gradients(convolution.winograd, *(array.astype(jnp.float32) for array in (x, kernel, g)))
+    found = with_gradients(convolution._winograd, *(array.astype(jnp.float32) for array in (x, kernel, g)))
     for ours, true in zip(found, exact, strict=True):
         assert ours.dtype == jnp.float32
         assert jnp.linalg.norm(ours - true) < 1e-6 * jnp.linalg.norm(true)
@@ -191,6 +191,32 @@ def test_convolutions_in_bfloat16_round_what_they_take_and_return(stride, key, m
     assert [array.dtype for array in found] == [jnp.bfloat16, jnp.bfloat16, jnp.float64]
     for ours, true in zip(found, exact, strict=True):
         assert jnp.linalg.norm(ours.astype(jnp.float64) - true) < 2**-8 * jnp.linalg.norm(true)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "stride", "message"),
+    [
+        (
+            (4, 4, 3),
+            (3, 3, 3, 2),
+            1,
+            r"images must have the axes \(B, H, W, C\), but have shape \(4, 4, 3\)",
+        ),
+        (
+            (1, 4, 4, 3),
+            (3, 3, 1, 2),
+            1,
+            r"kernel must have shape \(S, S, 3, C'\), S odd, for images of 3 ch",
+        ),
+        ((1, 4, 4, 3), (2, 2, 3, 2), 1, r"kernel must have .* but has shape \(2, 2, 3, 2\)"),
+        ((1, 4, 4, 3), (3, 1, 3, 2), 1, r"kernel must have .* but has shape \(3, 1, 3, 2\)"),
+        ((1, 4, 4, 3), (3, 3), 1, r"kernel must have .* but has shape \(3, 3\)"),
+        ((1, 4, 4, 3), (3, 3, 3, 2), 0, "stride must be finite and at least 1, but is 0"),
+    ],
+)
+def test_shapes_that_are_no_convolution_are_one_sentence(x, kernel, stride, message):
+    with pytest.raises(ValueError, match=message):
+        convolution.convolve(jnp.zeros(x), jnp.zeros(kernel), stride)
 
 
 def test_parts_of_a_batch_are_normalized_apart():
