@@ -25,7 +25,7 @@ from experiments._measuring import take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import streaming
-from ufm_jax.solvers.base import iterate_at
+from ufm_jax.riemannian.minimize import iterate_at
 
 GIB = 2**30
 PEAK_SIZE = 1500

@@ -7,7 +7,7 @@ import pytest
 
 import ufm_jax as ufm
 from experiments._pymanopt import pymanopt_run
-from ufm_jax.solvers import Status
+from ufm_jax.riemannian import Status
 
 K, N_PER_CLASS, DIM = 10, 5, 32
 LABELS = ufm.balanced_labels(K, N_PER_CLASS)

@@ -15,9 +15,10 @@ import optax
 from ufm_jax import _checks, theory
 from ufm_jax._products import matmul
 from ufm_jax.landscape import check_normalized
-from ufm_jax.manifolds import normalize
+from ufm_jax.riemannian.manifolds import normalize
 from ufm_jax.problems import Point, Problem, normalized
-from ufm_jax.solvers import minimize, trust_region
+from ufm_jax.riemannian import minimize
+from ufm_jax.riemannian.solvers import trust_region
 
 
 class CriticalPoint(NamedTuple):

@@ -1,18 +1,20 @@
 """Riemannian trust region with truncated conjugate gradients."""
 
+import dataclasses
+import enum
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks
-from ufm_jax.problems import Evaluation, Point, Problem
-from ufm_jax.solvers.base import Iterate, Solver, iterate_with
-from ufm_jax.solvers.line_search import change_of_cost, rounding_error
+from ufm_jax.riemannian.line_search import change_of_cost, rounding_error
+from ufm_jax.riemannian.manifolds import Tree
+from ufm_jax.riemannian.minimize import Iterate, iterate_with
+from ufm_jax.riemannian.objective import Evaluation, Objective
 
 _RESOLUTION = 1e3
 """Rounding units above which a change of the cost is known well enough to judge a model by."""
@@ -22,11 +24,41 @@ _SLOPE_RESOLUTION = 8.0
 """Rounding units of a step's length above which its slope is known well enough for the same."""
 
 
+class InnerStop(enum.IntEnum):
+    """Why the last inner iteration of a trust region ended, as an integer in its state."""
+
+    NOT_RUN = -1
+    """No step has been made yet."""
+    RESIDUAL = 0
+    """The residual of the model's gradient is small enough."""
+    BOUNDARY = 1
+    """The step left the radius."""
+    NEGATIVE_CURVATURE = 2
+    """The model is not convex along a direction, which was followed to the radius."""
+    MAX_INNER = 3
+    """All allowed inner iterations were made."""
+    ROUNDING = 4
+    """The next step would have raised the model, which only rounding can do."""
+
+
 class TrustRegionState(NamedTuple):
+    """The state of a trust region.
+
+    Attributes:
+        iterate: where it is.
+        euclidean_gradient: there, in the ambient space.
+        radius: of the next step, in the metric of the manifold.
+        stalled: whether the radius has shrunk to nothing.
+        inner_steps: Hessian products of the last step, int32.
+        inner_stop: an `InnerStop`, int32.
+    """
+
     iterate: Iterate
-    euclidean_gradient: Point
-    radius: chex.Array
-    stalled: chex.Array
+    euclidean_gradient: Tree
+    radius: jax.Array
+    stalled: jax.Array
+    inner_steps: jax.Array
+    inner_stop: jax.Array
 
 
 class _Model(NamedTuple):
@@ -35,27 +67,23 @@ class _Model(NamedTuple):
     `squares` holds |step|^2, <step, direction> and |direction|^2 by recurrence (Conn, Gould, Toint, 7.5.6).
     """
 
-    step: Point
-    hessian_step: Point
-    residual: Point
-    residual_square: chex.Array
-    direction: Point
-    squares: tuple[chex.Array, chex.Array, chex.Array]
-    value: chex.Array
-    count: chex.Array
-    at_boundary: chex.Array
-    done: chex.Array
+    step: Tree
+    hessian_step: Tree
+    residual: Tree
+    residual_square: jax.Array
+    direction: Tree
+    squares: tuple[jax.Array, jax.Array, jax.Array]
+    value: jax.Array
+    count: jax.Array
+    stop: jax.Array
+
+    @property
+    def at_boundary(self) -> jax.Array:
+        return (self.stop == InnerStop.BOUNDARY) | (self.stop == InnerStop.NEGATIVE_CURVATURE)
 
 
-def trust_region(
-    max_radius: float | None = None,
-    initial_radius: float | None = None,
-    rho_prime: float = 0.1,
-    kappa: float = 0.1,
-    theta: float = 1.0,
-    min_inner: int = 1,
-    max_inner: int | None = None,
-) -> Solver:
+@dataclasses.dataclass(frozen=True)
+class TrustRegion:
     """Riemannian trust region: each step minimizes a quadratic model of the cost within a radius.
 
     The model has the exact Hessian, applied to vectors and never formed; Steihaug and Toint's truncated
@@ -74,93 +102,106 @@ def trust_region(
         min_inner: inner iterations before that test is made, at least 0.
         max_inner: most inner iterations; the manifold's dimension if None.
 
-    Returns:
-        The solver, for `minimize`; a rejected step counts as a step.
-
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
+        >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.trust_region())
+        >>> print(result.point, result.state.inner_stop == ufm.solvers.InnerStop.RESIDUAL)
+        [1. 1.] True
 
     Reference: Absil, Baker, Gallivan, *Trust-Region Methods on Riemannian Manifolds*, Found. Comput. Math.
     2007; Conn, Gould, Toint, *Trust Region Methods* (2000), section 7.5.
     """
-    for name, radius in [("max_radius", max_radius), ("initial_radius", initial_radius)]:
-        if radius is not None:
-            _checks.positive(name, radius)
-    if not 0 <= rho_prime < 0.25:
-        raise ValueError(f"rho_prime must be at least 0 and below 1/4, but is {rho_prime}.")
-    if not 0 < kappa < 1:
-        raise ValueError(f"kappa must lie between 0 and 1, but is {kappa}.")
-    _checks.positive("theta", theta)
-    _checks.at_least("max_inner", 1 if max_inner is None else max_inner, 1)
 
-    def largest_radius(problem: Problem, point: Point) -> float:
-        return problem.manifold.typical_distance(point) if max_radius is None else max_radius
+    max_radius: float | None = None
+    initial_radius: float | None = None
+    rho_prime: float = 0.1
+    kappa: float = 0.1
+    theta: float = 1.0
+    min_inner: int = 1
+    max_inner: int | None = None
 
-    def init(problem: Problem, point: Point) -> TrustRegionState:
-        iterate, euclidean_gradient = _complete(problem, problem.evaluate(point))
-        first = largest_radius(problem, point) / 8 if initial_radius is None else initial_radius
+    def __post_init__(self) -> None:
+        for name in ("max_radius", "initial_radius"):
+            if getattr(self, name) is not None:
+                _checks.positive(name, getattr(self, name))
+        if not 0 <= self.rho_prime < 0.25:
+            raise ValueError(f"rho_prime must be at least 0 and below 1/4, but is {self.rho_prime}.")
+        if not 0 < self.kappa < 1:
+            raise ValueError(f"kappa must lie between 0 and 1, but is {self.kappa}.")
+        _checks.positive("theta", self.theta)
+        _checks.at_least("max_inner", 1 if self.max_inner is None else self.max_inner, 1)
+
+    def _largest_radius(self, objective: Objective, point: Tree) -> jax.Array | float:
+        return objective.manifold.typical_distance(point) if self.max_radius is None else self.max_radius
+
+    def init(self, objective: Objective, point: Tree) -> TrustRegionState:
+        iterate, euclidean_gradient = _complete(objective, objective.evaluate(point))
+        largest = self._largest_radius(objective, point)
+        first = largest / 8 if self.initial_radius is None else self.initial_radius
         radius = jnp.asarray(first, iterate.value.dtype)
-        return TrustRegionState(iterate, euclidean_gradient, radius, jnp.array(False))
+        nothing_yet = (jnp.int32(0), jnp.int32(InnerStop.NOT_RUN))
+        return TrustRegionState(iterate, euclidean_gradient, radius, jnp.array(False), *nothing_yet)
 
-    def step(problem: Problem, state: TrustRegionState) -> TrustRegionState:
-        manifold, (iterate, euclidean_gradient, radius, _) = problem.manifold, state
+    def step(self, objective: Objective, state: TrustRegionState) -> TrustRegionState:
+        manifold, (iterate, euclidean_gradient, radius, *_) = objective.manifold, state
         point, gradient = iterate.point, iterate.gradient
-        most_inner = manifold.dimension(point) if max_inner is None else max_inner
-        hessian = problem.hessian_given(iterate.evaluation, euclidean_gradient)
-        model = _minimize_model(problem, iterate, hessian, radius, kappa, theta, min_inner, most_inner)
+        hessian = objective.hessian_given(iterate.evaluation, euclidean_gradient)
+        model = _minimize_model(self, objective, iterate, hessian, radius)
 
         slope = manifold.inner_product(point, gradient, model.step)
         predicted = slope + manifold.inner_product(point, model.step, model.hessian_step) / 2
-        evaluation = problem.evaluate(manifold.retract(point, model.step))
-        change_at = change_of_cost(problem, iterate, model.step, slope, resolution=_RESOLUTION)
+        evaluation = objective.evaluate(manifold.retract(point, model.step))
+        change_at = change_of_cost(objective, iterate, model.step, slope, resolution=_RESOLUTION)
         rho = change_at(jnp.ones_like(radius), evaluation) / predicted
 
-        unit = rounding_error(problem, iterate)
+        unit = rounding_error(objective, iterate)
         resolved = jnp.abs(evaluation.value - iterate.value) > _RESOLUTION * unit
         resolved |= jnp.abs(slope) > _SLOPE_RESOLUTION * unit * manifold.norm(point, model.step)
-        promises = (predicted < 0) & jnp.isfinite(rho) & (rho > rho_prime)
+        promises = (predicted < 0) & jnp.isfinite(rho) & (rho > self.rho_prime)
 
         kept = (iterate, euclidean_gradient, jnp.array(False))
 
-        def propose() -> tuple[Iterate, Point, chex.Array]:
-            proposed, its_gradient = _complete(problem, evaluation)
+        def propose() -> tuple[Iterate, Tree, jax.Array]:
+            proposed, its_gradient = _complete(objective, evaluation)
             # Where neither says much the gradient must shrink, or rounding errors are followed for ever.
             good = resolved | (proposed.gradient_norm < iterate.gradient_norm)
             return jax.lax.cond(good, lambda: (proposed, its_gradient, jnp.array(True)), lambda: kept)
 
         new_iterate, new_gradient, accepted = jax.lax.cond(promises, propose, lambda: kept)
-        longer = jnp.minimum(2 * radius, largest_radius(problem, point))
+        longer = jnp.minimum(2 * radius, self._largest_radius(objective, point))
         not_shorter = jnp.where((rho > 0.75) & model.at_boundary, longer, radius)
         new_radius = jnp.where(accepted & (rho >= 0.25), not_shorter, radius / 4)
         exhausted = new_radius < jnp.finfo(radius.dtype).eps * math.sqrt(manifold.dimension(point))
-        return TrustRegionState(new_iterate, new_gradient, new_radius, ~accepted & exhausted)
+        stop = jnp.where(model.stop == InnerStop.NOT_RUN, InnerStop.MAX_INNER, model.stop)
+        return TrustRegionState(
+            new_iterate, new_gradient, new_radius, ~accepted & exhausted, model.count, stop
+        )
 
-    return Solver(init, step)
 
-
-def _complete(problem: Problem, evaluation: Evaluation) -> tuple[Iterate, Point]:
+def _complete(objective: Objective, evaluation: Evaluation) -> tuple[Iterate, Tree]:
     """The iterate of a forward pass, and its gradient in the ambient space, which the Hessian needs."""
-    euclidean_gradient = problem.euclidean_gradient(evaluation)
-    return iterate_with(problem, evaluation, euclidean_gradient), euclidean_gradient
+    euclidean_gradient = objective.euclidean_gradient(evaluation)
+    return iterate_with(objective, evaluation, euclidean_gradient), euclidean_gradient
 
 
 def _minimize_model(
-    problem: Problem,
+    solver: TrustRegion,
+    objective: Objective,
     iterate: Iterate,
-    hessian: Callable[[Point], Point],
-    radius: chex.Array,
-    kappa: float,
-    theta: float,
-    min_inner: int,
-    max_inner: int,
+    hessian: Callable[[Tree], Tree],
+    radius: jax.Array,
 ) -> _Model:
     """Truncated conjugate gradients on `<gradient, step> + <step, Hessian step>/2` within the radius."""
-    manifold, point, gradient = problem.manifold, iterate.point, iterate.gradient
+    manifold, point, gradient = objective.manifold, iterate.point, iterate.gradient
+    most_inner = manifold.dimension(point) if solver.max_inner is None else solver.max_inner
 
-    def inner(a: Point, b: Point) -> chex.Array:
+    def inner(a: Tree, b: Tree) -> jax.Array:
         return manifold.inner_product(point, a, b)
 
-    target = iterate.gradient_norm * jnp.minimum(iterate.gradient_norm**theta, kappa)
+    target = iterate.gradient_norm * jnp.minimum(iterate.gradient_norm**solver.theta, solver.kappa)
 
     def advance(model: _Model) -> _Model:
         step_square, step_direction, direction_square = model.squares
@@ -182,7 +223,7 @@ def _minimize_model(
 
         residual = optax.tree.add_scale(model.residual, alpha, hessian_direction)
         residual_square = inner(residual, residual)
-        reached = (model.count >= min_inner) & (jnp.sqrt(residual_square) <= target)
+        reached = (model.count >= solver.min_inner) & (jnp.sqrt(residual_square) <= target)
         beta = residual_square / model.residual_square
         direction = optax.tree.add_scale(optax.tree.scale(-1, residual), beta, model.direction)
         # Rounding must not lead out of the tangent space.
@@ -201,8 +242,16 @@ def _minimize_model(
             squares,
             new_value,
             model.count + 1,
-            leaves,
-            leaves | rises | reached,
+            jnp.select(
+                [leaves & ~(curvature > 0), leaves, rises, reached],
+                [
+                    jnp.int32(InnerStop.NEGATIVE_CURVATURE),
+                    jnp.int32(InnerStop.BOUNDARY),
+                    jnp.int32(InnerStop.ROUNDING),
+                    jnp.int32(InnerStop.RESIDUAL),
+                ],
+                model.stop,
+            ),
         )
 
     zero = optax.tree.zeros_like(gradient)
@@ -217,8 +266,11 @@ def _minimize_model(
         squares=(nothing, nothing, square),
         value=nothing,
         count=jnp.int32(0),
-        at_boundary=jnp.array(False),
         # At a critical point there is no direction to take.
-        done=~(square > 0),
+        stop=jnp.where(square > 0, InnerStop.NOT_RUN, InnerStop.RESIDUAL).astype(jnp.int32),
     )
-    return jax.lax.while_loop(lambda m: ~m.done & (m.count < max_inner), advance, start)
+
+    def goes_on(model: _Model) -> jax.Array:
+        return (model.stop == InnerStop.NOT_RUN) & (model.count < most_inner)
+
+    return jax.lax.while_loop(goes_on, advance, start)
