@@ -147,7 +147,7 @@ def hessian_form(problem: Problem, point: Point, tangent: Point) -> chex.Array:
     Raises:
         ValueError: the problem is not a normalized one.
     """
-    (W, H), (D_W, D_H) = _factors(problem, point), _factors(problem, tangent)
+    (W, H), (D_W, D_H) = _factors(problem, point), tangent
     G, tau = logit_gradient(problem, point), jnp.asarray(problem.tau, H.dtype)
     dM = tau * (matmul(D_H, W.T) + matmul(H, D_W.T))
     _, dG = jax.jvp(_gradient_of_mean_loss(problem), (problem.scores(point),), (dM,))

@@ -196,9 +196,7 @@ class Problem(Objective):
         W, H = self._over_blocks(of_block, jnp.zeros_like(self._against(points[0])), *points)
         return Point(W, H) if self.has_classifier else Point(None, W + H)
 
-    def _over_blocks(
-        self, of_block: Callable[..., tuple], zero: Tree, *points: Point
-    ) -> tuple[Tree, Tree]:
+    def _over_blocks(self, of_block: Callable[..., tuple], zero: Tree, *points: Point) -> tuple[Tree, Tree]:
         """What `of_block(part, *points of its samples)` says of a mean loss, for the mean over all samples.
 
         `part` is the problem of one block, without blocks and decays. The first of the two things returned
@@ -335,7 +333,11 @@ def normalized(
     _checks.positive("tau", tau)
     spheres = Oblique()
     manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
-    if not (np.ndim(classifier_weight) == 0 and _checks.is_concrete(classifier_weight) and classifier_weight == 1):
+    if not (
+        np.ndim(classifier_weight) == 0
+        and _checks.is_concrete(classifier_weight)
+        and classifier_weight == 1
+    ):
         manifold = Weighted(manifold, Point(W=_weights(classifier_weight, num_classes), H=1.0))
     return _problem(labels, num_classes, loss, manifold, tau=tau, block_size=block_size)
 

@@ -7,6 +7,7 @@ Everything is a pure function of arrays and works under `jit` and `vmap`, in flo
 """
 
 from ufm_jax.riemannian import curvature, manifolds, solvers, transforms
+from ufm_jax.riemannian.diagnostics import check_gradient, check_hessian, check_manifold
 from ufm_jax.riemannian.minimize import Iterate, Result, Solver, Status, minimize, resume
 from ufm_jax.riemannian.objective import Evaluation, Objective
 
@@ -17,6 +18,9 @@ __all__ = [
     "Result",
     "Solver",
     "Status",
+    "check_gradient",
+    "check_hessian",
+    "check_manifold",
     "curvature",
     "manifolds",
     "minimize",

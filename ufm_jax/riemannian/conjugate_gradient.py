@@ -41,7 +41,7 @@ class ConjugateGradient:
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
         >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.conjugate_gradient("hager_zhang"))
-        >>> print(result.point)
+        >>> print(result.point.round(4))
         [1. 1.]
 
     Reference: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023); Hager and Zhang,

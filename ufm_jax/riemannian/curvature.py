@@ -114,7 +114,9 @@ def eigenpairs(objective: Objective, point: Tree) -> tuple[jax.Array, Tree]:
     return values[:dimension], jax.vmap(unflatten)(vectors[:, :dimension].T)
 
 
-def _flat_hessian(objective: Objective, point: Tree) -> tuple[Map, Map, jax.Array, Callable[[jax.Array], Tree]]:
+def _flat_hessian(
+    objective: Objective, point: Tree
+) -> tuple[Map, Map, jax.Array, Callable[[jax.Array], Tree]]:
     """The Hessian and the projection as maps of flat vectors, the point made flat, and the way back.
 
     Flat vectors hold coordinates in which the inner product is the usual one, so that the Hessian is symmetric.

@@ -172,7 +172,9 @@ _Contracting = Backtracking | Adaptive | UnitStep
 
 def _check(search: _Contracting) -> None:
     if not 0 < search.contraction_factor < 1:
-        raise ValueError(f"contraction_factor must lie between 0 and 1, but is {search.contraction_factor}.")
+        raise ValueError(
+            f"contraction_factor must lie between 0 and 1, but is {search.contraction_factor}."
+        )
     _checks.within("sufficient_decrease", search.sufficient_decrease, 0, 1)
     _checks.at_least("max_iterations", search.max_iterations, 0)
     _checks.positive("initial_step_size", search.initial_step_size)

@@ -647,4 +647,3 @@ class Weighted(Manifold):
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
         self.manifold.check_weights(point, weights)
-
