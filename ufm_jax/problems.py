@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,13 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Point(NamedTuple):
-    """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d)."""
+    """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d).
 
-    W: jax.Array | None
-    H: jax.Array
+    Whatever has a part for each is one too: tangent vectors, weights, shapes, shardings.
+    """
+
+    W: Any
+    H: Any
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +56,8 @@ class Problem(Objective):
     Made by `normalized`, `regularized` and `contrastive`, which check their arguments. `labels`, `tau`,
     `decay` and the weights of the manifold's metric are leaves and may carry a batch axis under `vmap`; the
     other fields are static. The cache of an evaluation is G, the gradient of the mean loss in the scores,
-    (N, K), or (N, N) without a classifier: it shares its exponentials with the loss, so it is made with it. It
-    is None where scores are made in blocks.
+    (N, K), or (N, N) without a classifier: it shares its exponentials with the loss, so it is made with
+    it. It is None where scores are made in blocks.
     """
 
     labels: jax.Array
@@ -103,7 +106,7 @@ class Problem(Objective):
         return self.has_classifier and isinstance(manifold, Oblique)
 
     def check_point(self, point: Point) -> None:
-        """Raises ValueError where `point` does not fit the problem, or is off its manifold (outside `jit`)."""
+        """Raises ValueError where `point` does not fit the problem or, outside `jit`, its manifold."""
         W, H = point
         fits = (W is not None) == self.has_classifier and H.ndim == 2 and len(H) == len(self.labels)
         if fits and W is not None:
@@ -302,9 +305,10 @@ def normalized(
 ) -> Problem:
     """The normalized UFM, problem (4): unit classifier rows and unit features, logits `tau <w_k, h_i>`.
 
-    The metric decides how fast a solver is, not where the minima are. The paper's counts motions of classifiers
-    and of features alike. With n_k samples in class k, w_k feels n_k times the force of a feature: counting its
-    motion n_k times, `classifier_weight=jnp.bincount(labels)`, balances the model (docs/rates.md).
+    The metric decides how fast a solver is, not where the minima are. The paper's counts motions of
+    classifiers and of features alike. With n_k samples in class k, w_k feels n_k times the force of a
+    feature: counting its motion n_k times, `classifier_weight=jnp.bincount(labels)`, balances the model
+        (docs/rates.md).
 
     Args:
         labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for
@@ -313,8 +317,8 @@ def normalized(
         loss: per-sample loss of logits (N, K) and labels (N,), for example of `ufm_jax.losses`.
         tau: temperature, positive; a scalar, which may be traced.
         classifier_weight: how often the metric counts a motion of w_k, positive, a scalar or (K,).
-        classifier: where W lives, if not on the unit spheres: for example `ufm.manifolds.Euclidean()` for a free
-            classifier, `ufm.manifolds.Fixed()` for one that stays as the start has it.
+        classifier: where W lives, if not on the unit spheres: for example `ufm.manifolds.Euclidean()` for
+            a free classifier, `ufm.manifolds.Fixed()` for one that stays as the start has it.
         block_size: samples whose logits exist at one time, at least 1; all of them if None.
 
     Returns:
@@ -332,7 +336,7 @@ def normalized(
     """
     _checks.positive("tau", tau)
     spheres = Oblique()
-    manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
+    manifold: Manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
     if not (
         np.ndim(classifier_weight) == 0
         and _checks.is_concrete(classifier_weight)
@@ -376,8 +380,8 @@ def regularized(
         The problem, on Euclidean space, without bias.
 
     Raises:
-        ValueError: K < 2, a label out of range, a decay that is negative (checked outside `jit`) or no scalar,
-            a loss of another shape than (N,), or `block_size` < 1.
+        ValueError: K < 2, a label out of range, a decay that is negative (checked outside `jit`) or no
+            scalar, a loss of another shape than (N,), or `block_size` < 1.
 
     Example:
         >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), num_classes=3)

@@ -19,6 +19,7 @@ from ufm_jax.landscape import check_normalized
 from ufm_jax.problems import Point, Problem, normalized
 from ufm_jax.riemannian.manifolds import normalize
 from ufm_jax.riemannian.minimize import Iterate, iterate_at, minimize
+from ufm_jax.riemannian.objective import Objective
 from ufm_jax.riemannian.solvers import trust_region
 
 
@@ -224,11 +225,11 @@ class _LeastGradient:
 
     max_inner: int
 
-    def init(self, problem: Problem, point: Point) -> _LeastGradientState:
+    def init(self, problem: Objective, point: Point) -> _LeastGradientState:
         iterate = iterate_at(problem, problem.evaluate(point))
         return _LeastGradientState(iterate, jnp.ones((), iterate.value.dtype), jnp.array(False))
 
-    def step(self, problem: Problem, state: _LeastGradientState) -> _LeastGradientState:
+    def step(self, problem: Objective, state: _LeastGradientState) -> _LeastGradientState:
         manifold, old, damping = problem.manifold, state.iterate, state.damping
         x, norm = old.point, old.gradient_norm
         # Steps are asked of the direction of the gradient: its own size would underflow when squared.

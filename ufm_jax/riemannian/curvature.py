@@ -1,7 +1,7 @@
 """The curvature of an objective: eigenvalues and eigenvectors of its Riemannian Hessian.
 
-All are in the metric of the manifold: eigenvectors are unit vectors of it, and eigenvalues say how fast gradient
-descent in it converges. Functions of one point are pure: batch them with `vmap`.
+All are in the metric of the manifold: eigenvectors are unit vectors of it, and eigenvalues say how fast
+gradient descent in it converges. Functions of one point are pure: batch them with `vmap`.
 """
 
 from collections.abc import Callable
@@ -119,7 +119,8 @@ def _flat_hessian(
 ) -> tuple[Map, Map, jax.Array, Callable[[jax.Array], Tree]]:
     """The Hessian and the projection as maps of flat vectors, the point made flat, and the way back.
 
-    Flat vectors hold coordinates in which the inner product is the usual one, so that the Hessian is symmetric.
+    Flat vectors hold coordinates in which the inner product is the usual one, so that the Hessian is
+    symmetric.
     """
     manifold, hessian = objective.manifold, objective.hessian(point)
     flat, unflatten = ravel_pytree(point)

@@ -1,6 +1,6 @@
-"""What to run before trusting a formula: are the gradient, the Hessian and the manifold what they claim to be?
+"""Tests to run before trusting a formula: of gradients, Hessians and manifolds.
 
-The tests are those of Manopt and pymanopt. Along a curve from a point the error of the Taylor polynomial of
+They are those of Manopt and pymanopt. Along a curve from a point the error of the Taylor polynomial of
 degree p shrinks like the power p + 1 of the step: on logarithmic axes it is a line of slope 2 for a right
 gradient, 3 for a right Hessian. Run them in float64; in float32 rounding leaves too short a line.
 
@@ -36,7 +36,8 @@ class TaylorCheck(NamedTuple):
         expected_slope: 2 for a gradient, 3 for a Hessian.
         steps: step sizes along the curve, (51,).
         errors: of the polynomial there, (51,).
-        residuals: by name, numbers that should be 0: relative lengths of what is not tangent, linear or symmetric.
+        residuals: by name, numbers that should be 0: relative lengths of what is not tangent, linear or
+            symmetric.
     """
 
     passed: bool
@@ -82,7 +83,8 @@ def check_gradient(
         tangent: the direction, a tangent vector; a random one of unit norm if None.
 
     Returns:
-        The `TaylorCheck`: the error of `cost + t <gradient, tangent>` has slope 2, and the gradient is tangent.
+        The `TaylorCheck`: the error of `cost + t <gradient, tangent>` has slope 2, and the gradient is
+        tangent.
 
     Raises:
         ValueError: the point is not one of the objective's.
@@ -115,8 +117,8 @@ def check_hessian(
 ) -> TaylorCheck:
     """Compares the Riemannian Hessian with the cost along a curve, in the metric of the manifold.
 
-    The curve is the geodesic, where the manifold has `exp`, and else the retraction: one that is not of second
-    order shows a right Hessian only at critical points.
+    The curve is the geodesic, where the manifold has `exp`, and else the retraction: one that is not of
+    second order shows a right Hessian only at critical points.
 
     Args:
         objective: whose Hessian.
@@ -125,8 +127,8 @@ def check_hessian(
         tangent: the direction, a tangent vector; a random one of unit norm if None.
 
     Returns:
-        The `TaylorCheck`: the error of the quadratic model has slope 3, and the Hessian is tangent, linear and
-        symmetric.
+        The `TaylorCheck`: the error of the quadratic model has slope 3, and the Hessian is tangent, linear
+        and symmetric.
 
     Raises:
         ValueError: the point is not one of the objective's.
@@ -168,9 +170,9 @@ def check_hessian(
 def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldCheck:
     """Checks at one point that a manifold's methods are what they claim to be.
 
-    The projection is idempotent, symmetric and of the stated rank; the retraction stays on the manifold, is the
-    identity at 0 and has the right velocity; random points lie on the manifold; `riemannian_gradient` is the
-    gradient in the metric; random tangents are tangent and of unit norm.
+    The projection is idempotent, symmetric and of the stated rank; the retraction stays on the manifold,
+    is the identity at 0 and has the right velocity; random points lie on the manifold;
+    `riemannian_gradient` is the gradient in the metric; random tangents are tangent and of unit norm.
 
     Args:
         manifold: of this library or of one's own.
@@ -182,7 +184,8 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
 
     Example:
         >>> with jax.enable_x64():
-        ...     found = ufm.riemannian.check_manifold(ufm.manifolds.Stiefel(), jnp.eye(4)[:, :2], jax.random.key(0))
+        ...     x = jnp.eye(4)[:, :2]
+        ...     found = ufm.riemannian.check_manifold(ufm.manifolds.Stiefel(), x, jax.random.key(0))
         >>> print(found.message)
         The manifold seems right.
     """

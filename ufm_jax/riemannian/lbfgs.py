@@ -23,14 +23,14 @@ class Memory(NamedTuple):
         changes: of the gradient, likewise.
         products: `<step, change>` of each pair, (m,).
         scale: `<step, change> / <change, change>` of the last pair: the first guess of the inverse Hessian.
-        count: pairs seen, int32; the last m of them are kept.
+        pairs: how many have been seen, int32; the last m of them are kept.
     """
 
     steps: Tree
     changes: Tree
     products: jax.Array
     scale: jax.Array
-    count: jax.Array
+    pairs: jax.Array
 
 
 class LBFGSState(NamedTuple):
@@ -42,16 +42,18 @@ class LBFGSState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LBFGS:
-    """Riemannian L-BFGS: each direction is minus the gradient times an inverse Hessian made of the last steps.
+    """Riemannian L-BFGS: each direction is minus the gradient times an inverse Hessian made of the last
+    steps.
 
-    A new pair is projected to the tangent space at the new point, those before are left as they are, and the
-    direction is projected at the end: transporting every pair at each step takes three times as long and gains
-    no steps. A pair enters only where the curvature along it is safely positive (cautious updates), so that
-    every direction descends.
+    A new pair is projected to the tangent space at the new point, those before are left as they are, and
+    the direction is projected at the end: transporting every pair at each step takes three times as long
+    and gains no steps. A pair enters only where the curvature along it is safely positive (cautious
+    updates), so that every direction descends.
 
     Args:
         memory_size: pairs to keep, at least 1.
-        line_search: how to choose the step; it should try step 1 first, since directions have the right length.
+        line_search: how to choose the step; it should try step 1 first, since directions have the right
+            length.
         caution: a pair enters if `<step, change> >= caution |gradient| <step, step>`, at least 0.
 
     Raises:
@@ -65,7 +67,8 @@ class LBFGS:
         >>> print(result.point.round(2))
         [1. 1. 1. 1.]
 
-    Reference: Huang, Gallivan, Absil, *A Broyden Class of Quasi-Newton Methods for Riemannian Optimization*, SIAM
+    Reference: Huang, Gallivan, Absil, *A Broyden Class of Quasi-Newton Methods for Riemannian
+        Optimization*, SIAM
     J. Optim. 2015; Li, Fukushima, *On the Global Convergence of the BFGS Method for Nonconvex Unconstrained
     Optimization Problems*, SIAM J. Optim. 2001 (cautious updates).
     """
@@ -108,7 +111,7 @@ class LBFGS:
             new,
             jax.tree.map(lambda a, b: jnp.where(found.moved, a, b), told, afresh),
             found.state,
-            ~found.moved & (memory.count == 0),
+            ~found.moved & (memory.pairs == 0),
         )
 
 
@@ -125,7 +128,7 @@ def _with_pair(memory, step, change, least_curvature, manifold, iterate) -> Memo
     product = manifold.inner_product(iterate.point, step, change)
     square = manifold.inner_product(iterate.point, step, step)
     is_safe = (product >= least_curvature * square) & (product > 0)
-    place = memory.count % len(memory.products)
+    place = memory.pairs % len(memory.products)
 
     def put(ring: jax.Array, x: jax.Array) -> jax.Array:
         return ring.at[place].set(jnp.where(is_safe, x, ring[place]))
@@ -136,14 +139,14 @@ def _with_pair(memory, step, change, least_curvature, manifold, iterate) -> Memo
         jax.tree.map(put, memory.changes, change),
         put(memory.products, product),
         jnp.where(is_safe, scale, memory.scale),
-        memory.count + is_safe,
+        memory.pairs + is_safe,
     )
 
 
 def _times_inverse_hessian(memory: Memory, vector: Tree, inner: Callable[[Tree, Tree], jax.Array]) -> Tree:
     """The two loops of L-BFGS, Nocedal and Wright, Algorithm 7.4."""
     size = len(memory.products)
-    kept = jnp.minimum(memory.count, size)
+    kept = jnp.minimum(memory.pairs, size)
 
     def pair(place):
         step, change = (jax.tree.map(lambda x: x[place], ring) for ring in (memory.steps, memory.changes))
@@ -151,13 +154,13 @@ def _times_inverse_hessian(memory: Memory, vector: Tree, inner: Callable[[Tree, 
 
     def from_the_last(i, carry):
         vector, weights = carry
-        place = (memory.count - 1 - i) % size
+        place = (memory.pairs - 1 - i) % size
         step, change, product = pair(place)
         weight = inner(step, vector) / product
         return optax.tree.add_scale(vector, -weight, change), weights.at[place].set(weight)
 
     def from_the_first(i, vector):
-        place = (memory.count - kept + i) % size
+        place = (memory.pairs - kept + i) % size
         step, change, product = pair(place)
         weight = memory_weights[place] - inner(change, vector) / product
         return optax.tree.add_scale(vector, weight, step)

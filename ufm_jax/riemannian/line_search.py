@@ -60,7 +60,7 @@ class _Trial(NamedTuple):
     step: jax.Array
     evaluation: Evaluation
     change: jax.Array
-    count: jax.Array
+    attempts: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +134,14 @@ class Adaptive:
         # Ten contractions may be too few for a first step: the next search contracts further.
         length = trial.step * objective.manifold.norm(iterate.point, direction)
         exhausted = ~moved & ~(length > jnp.finfo(length.dtype).eps)
-        next_guess = jnp.where(trial.count == 2, trial.step, 2 * trial.step)
+        next_guess = jnp.where(trial.attempts == 2, trial.step, 2 * trial.step)
         return Found(trial.evaluation, trial.step, moved, exhausted, next_guess)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitStep:
-    """Backtracking from step 1, for directions that have the right length by themselves, as those of L-BFGS.
+    """Backtracking from step 1, for directions that have the right length by themselves, as those of
+    L-BFGS.
 
     Args:
         contraction_factor: each failed step is multiplied by this, in (0, 1).
@@ -200,19 +201,19 @@ def _contracted(
         return _Trial(step, evaluation, change_at(step, evaluation), count)
 
     def stay(trial):
-        return _Trial(trial.step, iterate.evaluation, jnp.zeros_like(trial.change), trial.count + 1)
+        return _Trial(trial.step, iterate.evaluation, jnp.zeros_like(trial.change), trial.attempts + 1)
 
     def is_rejected(trial):
         # Negated, so that a change that is not a number is rejected too.
         insufficient = ~(trial.change <= search.sufficient_decrease * trial.step * slope)
         # The last contraction need only lower the cost; if it does not, the search stays where it was.
-        fails = (trial.count == search.max_iterations + 1) & ~(trial.change < 0)
-        return insufficient & ((trial.count <= search.max_iterations) | fails)
+        fails = (trial.attempts == search.max_iterations + 1) & ~(trial.change < 0)
+        return insufficient & ((trial.attempts <= search.max_iterations) | fails)
 
     def contract(trial):
         return jax.lax.cond(
-            trial.count <= search.max_iterations,
-            lambda: attempt(search.contraction_factor * trial.step, trial.count + 1),
+            trial.attempts <= search.max_iterations,
+            lambda: attempt(search.contraction_factor * trial.step, trial.attempts + 1),
             lambda: stay(trial),
         )
 

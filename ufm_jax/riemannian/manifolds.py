@@ -33,8 +33,8 @@ sphere of radius two, every array one point of it:
     >>> print(f"{result.value:.4f}")
     -2.8284
 
-References: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), chapters 3, 5 and 7; Absil,
-Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008).
+References: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), chapters 3, 5 and 7;
+Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008).
 """
 
 import dataclasses
@@ -99,13 +99,14 @@ def _row_inner(a: jax.Array, b: jax.Array) -> jax.Array:
 class Manifold:
     """What solvers ask of a manifold, on pytrees, and what a subclass says for one array (`..._leaf`).
 
-    A subclass writes `project_leaf`, `retract_leaf`, `random_leaf` and `dimension_leaf`; the other `..._leaf`
-    methods have defaults or are asked for by no solver. To pass a manifold of one's own through `jax.jit` as
-    part of an argument, register its class as a pytree (without arrays: `jax.tree_util.register_static`).
+    A subclass writes `project_leaf`, `retract_leaf`, `random_leaf` and `dimension_leaf`; the other
+    `..._leaf` methods have defaults or are asked for by no solver. To pass a manifold of one's own through
+    `jax.jit` as part of an argument, register its class as a pytree (without arrays:
+    `jax.tree_util.register_static`).
     """
 
     point_ndim: ClassVar[int | None] = None
-    """How many trailing axes of an array make one point; weights are constant along them. None: all axes."""
+    """Trailing axes of an array that make one point; weights are constant along them. None: all axes."""
 
     def project_leaf(self, x: jax.Array, v: jax.Array) -> jax.Array:
         """The orthogonal projection of v, any array shaped like x, onto the tangent space at x.
@@ -129,7 +130,8 @@ class Manifold:
     def riemannian_hessian_leaf(
         self, x: jax.Array, gradient: jax.Array, hessian: jax.Array, v: jax.Array
     ) -> jax.Array:
-        """The Riemannian Hessian applied to v, from Euclidean derivatives: of `x -> project(x, gradient(x))`.
+        """The Riemannian Hessian applied to v, from Euclidean derivatives: of `x -> project(x,
+        gradient(x))`.
 
         Boumal (2023), Corollary 5.16: `P Hess[v] + P (D_v P) gradient`.
         """
@@ -242,7 +244,8 @@ class Manifold:
         return math.sqrt(sum(self.typical_distance_leaf(x.shape) ** 2 for x in jax.tree.leaves(point)))
 
     def check_point(self, point: Tree) -> None:
-        """Raises ValueError where `point` is known (outside `jit`) and off the manifold by more than rounding.
+        """Raises ValueError where `point` is known (outside `jit`) and off the manifold by more than
+        rounding.
 
         The distance is that to `retract(point, 0)`.
         """
@@ -261,7 +264,7 @@ class Manifold:
                 )
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
-        """Raises ValueError where weights, a tree like `point`, do not scale each of its points as a whole."""
+        """Raises ValueError where weights, a tree like `point`, do not scale each point as a whole."""
         for x, w in zip(jax.tree.leaves(point), jax.tree.leaves(weights), strict=True):
             shape, inside = np.shape(w), x.ndim if self.point_ndim is None else self.point_ndim
             fits = len(shape) <= x.ndim and all(
@@ -419,8 +422,8 @@ class Oblique(Manifold):
 class Stiefel(Manifold):
     """Orthonormal columns: an array (..., n, p), p <= n, of matrices X with `X^T X = I`.
 
-    The retraction is the Q of `point + tangent = QR` with a positive diagonal of R. Random points are uniform
-    (the Q of a Gaussian matrix).
+    The retraction is the Q of `point + tangent = QR` with a positive diagonal of R. Random points are
+    uniform (the Q of a Gaussian matrix).
 
     Example:
         >>> A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
@@ -429,7 +432,8 @@ class Stiefel(Manifold):
         >>> print(f"{ufm.minimize(objective, start, ufm.solvers.trust_region(), tolerance=1e-3).value:.4f}")
         -5.0000
 
-    Reference: Edelman, Arias, Smith, *The Geometry of Algorithms with Orthogonality Constraints*, SIAM J. Matrix
+    Reference: Edelman, Arias, Smith, *The Geometry of Algorithms with Orthogonality Constraints*, SIAM J.
+        Matrix
     Anal. Appl. 1998 (whose embedded metric this is).
     """
 
@@ -558,15 +562,16 @@ class Product(Manifold):
 class Weighted(Manifold):
     """The same manifold with its inner product weighted: `<a, b> = sum weights a b`.
 
-    Points, tangent vectors, projections and retractions are those of `manifold`. The Riemannian gradient and
-    Hessian are divided by the weights; norms, distances, radii and random tangents are measured with them. A
-    motion counted more is made less: weights near the diagonal blocks of the Hessian precondition a solver.
+    Points, tangent vectors, projections and retractions are those of `manifold`. The Riemannian gradient
+    and Hessian are divided by the weights; norms, distances, radii and random tangents are measured with
+    them. A motion counted more is made less: weights near the diagonal blocks of the Hessian precondition
+    a solver.
 
     Args:
         manifold: any.
-        weights: a prefix of the points' pytree of positive scalars or arrays, which broadcast to the arrays of
-            the point. All entries of one point of the manifold (a row on `Oblique`, a matrix on `Stiefel`)
-            have one weight: for rows an array (..., 1).
+        weights: a prefix of the points' pytree of positive scalars or arrays, which broadcast to the
+            arrays of the point. All entries of one point of the manifold (a row on `Oblique`, a matrix on
+            `Stiefel`) have one weight: for rows an array (..., 1).
 
     Raises:
         ValueError: a weight is not positive (checked outside `jit`), or varies within a point.
@@ -577,7 +582,8 @@ class Weighted(Manifold):
         >>> print(manifold.norm(x, v), manifold.riemannian_gradient(x, v)[0])
         2.0 [0.   0.25]
 
-    Reference: Gao, Peng, Yuan, *Optimization on product manifolds under a preconditioned metric*, SIAM J. Matrix
+    Reference: Gao, Peng, Yuan, *Optimization on product manifolds under a preconditioned metric*, SIAM J.
+        Matrix
     Anal. Appl. 2025.
     """
 

@@ -68,8 +68,8 @@ class State(Protocol):
 class Solver(Protocol):
     """A solver: two pure functions of its state.
 
-    `step` makes one step, or keeps the iterate and says `stalled`. Solvers are frozen dataclasses, equal where
-    their parameters are, so that `jit` compiles a program for each solver once.
+    `step` makes one step, or keeps the iterate and says `stalled`. Solvers are frozen dataclasses, equal
+    where their parameters are, so that `jit` compiles a program for each solver once.
     """
 
     def init(self, objective: Objective, point: Tree, /) -> Any:
@@ -136,7 +136,8 @@ def minimize(
     """Runs `solver` on `objective` from `point` until the gradient is small, steps run out, or it stalls.
 
     A pure function of arrays: it works under `jit`, under `vmap` (every lane then waits for the slowest)
-    and with forward-mode derivatives. Called often, it wants a `jit` around it: each call alone is compiled.
+    and with forward-mode derivatives. Called often, it wants a `jit` around it: each call alone is
+    compiled.
 
     Args:
         objective: what to minimize.
@@ -148,14 +149,15 @@ def minimize(
         measure: a function of the point, recorded at the start and after each step. Under `vmap` each step
             then copies the whole history: record numbers rather than points.
         record: the same of the `Iterate`, which knows its value and its gradient; instead of `measure`.
-        until: a predicate of the `Iterate`, a boolean scalar: stop as soon as it is true, also at the start.
+        until: a predicate of the `Iterate`, a boolean scalar: stop as soon as it is true, also at the
+            start.
 
     Returns:
         The `Result`.
 
     Raises:
-        ValueError: negative `max_steps` or `tolerance`, `measure` and `record` both given, or a point that is
-            not one of the objective's (its values are checked outside `jit`).
+        ValueError: negative `max_steps` or `tolerance`, `measure` and `record` both given, or a point that
+            is not one of the objective's (its values are checked outside `jit`).
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)

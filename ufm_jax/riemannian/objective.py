@@ -26,9 +26,10 @@ class Evaluation(NamedTuple):
 class Objective:
     """A smooth function of a pytree of arrays, to be minimized over a manifold.
 
-    Derivatives are taken by JAX. A subclass that has cheaper ones overrides `evaluate`, `euclidean_gradient`
-    and `euclidean_hessian`; what they share belongs into the evaluation's cache. An objective is a pytree whose
-    leaves are those of its manifold, so it passes through `jit` and `vmap`; the function is static.
+    Derivatives are taken by JAX. A subclass that has cheaper ones overrides `evaluate`,
+    `euclidean_gradient` and `euclidean_hessian`; what they share belongs into the evaluation's cache. An
+    objective is a pytree whose leaves are those of its manifold, so it passes through `jit` and `vmap`;
+    the function is static.
 
     Args:
         cost: a pytree of floating arrays to a scalar, smooth near the manifold.
@@ -48,7 +49,7 @@ class Objective:
     manifold: Manifold
 
     def __init__(self, cost: Callable[[Tree], jax.Array], manifold: Manifold, *, scale: float = 1.0):
-        self._cost, self.manifold, self._scale = cost, manifold, scale
+        self._cost, self.manifold, self._rounding_scale = cost, manifold, scale
 
     def cost(self, point: Tree) -> jax.Array:
         """The function at `point`, a scalar."""
@@ -68,14 +69,15 @@ class Objective:
 
     def rounding_size(self, evaluation: Evaluation) -> jax.Array:
         """The size of the numbers whose rounding the cost carries, a scalar."""
-        return jnp.maximum(self._scale, jnp.abs(evaluation.value))
+        return jnp.maximum(self._rounding_scale, jnp.abs(evaluation.value))
 
     def gradient(self, evaluation: Evaluation) -> Tree:
         """The Riemannian gradient, in the metric of the manifold, given the forward pass."""
         return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
 
     def hessian(self, point: Tree) -> Callable[[Tree], Tree]:
-        """The Riemannian Hessian at `point`, a linear map of tangent vectors, in the metric of the manifold.
+        """The Riemannian Hessian at `point`, a linear map of tangent vectors, in the metric of the
+        manifold.
 
         Exact; what depends on the point alone is computed once.
         """
@@ -94,7 +96,8 @@ class Objective:
         return apply
 
     def check_point(self, point: Tree) -> None:
-        """Raises ValueError where `point` cannot be one of this objective: what it must be made of, and where.
+        """Raises ValueError where `point` cannot be one of this objective: what it must be made of, and
+        where.
 
         Args:
             point: floating arrays of one dtype; whether they lie on the manifold is checked outside `jit`.
@@ -108,6 +111,6 @@ class Objective:
 
 jax.tree_util.register_pytree_node(
     Objective,
-    lambda objective: ((objective.manifold,), (objective._cost, objective._scale)),
+    lambda objective: ((objective.manifold,), (objective._cost, objective._rounding_scale)),
     lambda static, children: Objective(static[0], children[0], scale=static[1]),
 )

@@ -74,7 +74,7 @@ class _Model(NamedTuple):
     direction: Tree
     squares: tuple[jax.Array, jax.Array, jax.Array]
     value: jax.Array
-    count: jax.Array
+    iterations: jax.Array
     stop: jax.Array
 
     @property
@@ -177,7 +177,7 @@ class TrustRegion:
         exhausted = new_radius < jnp.finfo(radius.dtype).eps * math.sqrt(manifold.dimension(point))
         stop = jnp.where(model.stop == InnerStop.NOT_RUN, InnerStop.MAX_INNER, model.stop)
         return TrustRegionState(
-            new_iterate, new_gradient, new_radius, ~accepted & exhausted, model.count, stop
+            new_iterate, new_gradient, new_radius, ~accepted & exhausted, model.iterations, stop
         )
 
 
@@ -223,7 +223,7 @@ def _minimize_model(
 
         residual = optax.tree.add_scale(model.residual, alpha, hessian_direction)
         residual_square = inner(residual, residual)
-        reached = (model.count >= solver.min_inner) & (jnp.sqrt(residual_square) <= target)
+        reached = (model.iterations >= solver.min_inner) & (jnp.sqrt(residual_square) <= target)
         beta = residual_square / model.residual_square
         direction = optax.tree.add_scale(optax.tree.scale(-1, residual), beta, model.direction)
         # Rounding must not lead out of the tangent space.
@@ -241,7 +241,7 @@ def _minimize_model(
             direction,
             squares,
             new_value,
-            model.count + 1,
+            model.iterations + 1,
             jnp.select(
                 [leaves & ~(curvature > 0), leaves, rises, reached],
                 [
@@ -265,12 +265,12 @@ def _minimize_model(
         direction=optax.tree.scale(-1, gradient),
         squares=(nothing, nothing, square),
         value=nothing,
-        count=jnp.int32(0),
+        iterations=jnp.int32(0),
         # At a critical point there is no direction to take.
         stop=jnp.where(square > 0, InnerStop.NOT_RUN, InnerStop.RESIDUAL).astype(jnp.int32),
     )
 
     def goes_on(model: _Model) -> jax.Array:
-        return (model.stop == InnerStop.NOT_RUN) & (model.count < most_inner)
+        return (model.stop == InnerStop.NOT_RUN) & (model.iterations < most_inner)
 
     return jax.lax.while_loop(goes_on, advance, start)
