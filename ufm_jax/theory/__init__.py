@@ -1,0 +1,60 @@
+"""What is known in closed form: minima, the losses' values at collapse, and how fast collapse comes.
+
+K is the number of classes, d the dimension, n the samples of each class, tau the temperature. The minima
+are the paper's (Theorem 1, Appendix E), and where it leaves one open, of docs/label_smoothing.md and
+docs/focal.md; their functions of tau accept arrays and broadcast. The rates are of docs/rates.md.
+"""
+
+from ufm_jax.theory.minima import (
+    FOCAL_CLASSES,
+    cross_entropy_minimum,
+    focal_at_collapse,
+    focal_is_optimal_at_collapse,
+    label_smoothing_at_collapse,
+    label_smoothing_cone,
+    label_smoothing_minimum,
+    label_smoothing_threshold,
+    multipliers_at_collapse,
+    packing_angle,
+    regular_polygon,
+    simplex_etf,
+    strict_saddle_threshold,
+    supervised_contrastive_minimum,
+)
+from ufm_jax.theory.rates import (
+    CollapseRates,
+    Modes,
+    best_temperature,
+    best_temperature_of_fixed_step,
+    collapse_condition_number,
+    collapse_rates,
+    collapse_spectrum,
+    contrastive_collapse_spectrum,
+    regularized_collapse_spectrum,
+)
+
+__all__ = [
+    "FOCAL_CLASSES",
+    "CollapseRates",
+    "Modes",
+    "best_temperature",
+    "best_temperature_of_fixed_step",
+    "collapse_condition_number",
+    "collapse_rates",
+    "collapse_spectrum",
+    "contrastive_collapse_spectrum",
+    "cross_entropy_minimum",
+    "focal_at_collapse",
+    "focal_is_optimal_at_collapse",
+    "label_smoothing_at_collapse",
+    "label_smoothing_cone",
+    "label_smoothing_minimum",
+    "label_smoothing_threshold",
+    "multipliers_at_collapse",
+    "packing_angle",
+    "regular_polygon",
+    "regularized_collapse_spectrum",
+    "simplex_etf",
+    "strict_saddle_threshold",
+    "supervised_contrastive_minimum",
+]
