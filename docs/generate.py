@@ -50,7 +50,10 @@ def all_pages() -> dict[Path, str]:
 
 def public_modules() -> list[str]:
     """The modules that have a page: those of the library, as a person imports them, and the networks."""
-    names = (path.stem for path in (ROOT / "ufm_jax").glob("[!_]*") if path.suffix in ("", ".py"))
+    names = {path.stem for path in (ROOT / "ufm_jax").glob("[!_]*") if path.suffix in ("", ".py")}
+    # Of the solvers' package each module has a page; `solvers` only gives their classes shorter names.
+    parts = {path.stem for path in (ROOT / "ufm_jax" / "riemannian").glob("[!_]*.py")} - {"solvers"}
+    names = names - {"riemannian"} | {f"riemannian.{part}" for part in parts}
     return [*sorted(f"ufm_jax.{name}" for name in names), "nets"]
 
 
@@ -65,7 +68,9 @@ def surface(module: str) -> dict[str, Name]:
     if exported is None:
         return _names(ast.parse(source).body, source)
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
-    everything = {name: found for node in imports for name, found in surface(str(node.module)).items()}
+    modules = [str(node.module) for node in imports if str(node.module).startswith(("ufm_jax.", "nets."))]
+    everything = {name: found for other in modules for name, found in surface(other).items()}
+    everything |= _names(ast.parse(source).body, source)
     return {name: everything[name] for name in ast.literal_eval(exported[1])}
 
 

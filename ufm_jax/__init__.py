@@ -13,7 +13,9 @@ from ufm_jax import (
 )
 from ufm_jax._version import __version__
 from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
-from ufm_jax.riemannian import Objective, Result, Status, manifolds, minimize, solvers, transforms
+from ufm_jax.riemannian import manifolds, solvers, transforms
+from ufm_jax.riemannian.minimize import Result, Status, minimize
+from ufm_jax.riemannian.objective import Objective
 
 __all__ = [
     "Objective",
