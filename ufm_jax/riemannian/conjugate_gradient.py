@@ -9,7 +9,7 @@ import optax
 
 from ufm_jax.riemannian.line_search import Adaptive, LineSearch
 from ufm_jax.riemannian.manifolds import Tree
-from ufm_jax.riemannian.minimize import Iterate, iterate_at
+from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
 
 BetaRule = Literal["hestenes_stiefel", "polak_ribiere", "fletcher_reeves", "hager_zhang"]
@@ -25,7 +25,7 @@ class ConjugateGradientState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(Solver):
     """Riemannian conjugate gradient: each direction is minus the gradient plus beta times the last one.
 
     With its defaults its steps are those of pymanopt's ConjugateGradient. A direction that is not one of

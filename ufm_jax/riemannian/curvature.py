@@ -2,6 +2,8 @@
 
 All are in the metric of the manifold: eigenvectors are unit vectors of it, and eigenvalues say how fast
 gradient descent in it converges. Functions of one point are pure: batch them with `vmap`.
+
+Reference: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), section 5.5.
 """
 
 from collections.abc import Callable

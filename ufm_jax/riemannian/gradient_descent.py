@@ -9,7 +9,7 @@ import optax
 
 from ufm_jax.riemannian.line_search import Backtracking, LineSearch
 from ufm_jax.riemannian.manifolds import Tree
-from ufm_jax.riemannian.minimize import Iterate, iterate_at
+from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
 
 
@@ -20,7 +20,7 @@ class GradientDescentState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Solver):
     """Riemannian gradient descent: a line search along minus the gradient (Absil et al., Algorithm 1).
 
     With the default `backtracking()` its steps are those of pymanopt's SteepestDescent.

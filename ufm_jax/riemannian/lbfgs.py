@@ -11,7 +11,7 @@ import optax
 from ufm_jax import _checks
 from ufm_jax.riemannian.line_search import LineSearch, UnitStep
 from ufm_jax.riemannian.manifolds import Tree
-from ufm_jax.riemannian.minimize import Iterate, iterate_at
+from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
 
 
@@ -41,7 +41,7 @@ class LBFGSState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGS:
+class LBFGS(Solver):
     """Riemannian L-BFGS: each direction is minus the gradient times an inverse Hessian made of the last
     steps.
 

@@ -64,7 +64,7 @@ class _Trial(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Backtracking:
+class Backtracking(LineSearch):
     """Backtracking from a guess that grows with success, as pymanopt's BackTrackingLineSearcher.
 
     The first guess moves by `initial_step_size`; each later one is `optimism` times the step at which the
@@ -101,7 +101,7 @@ class Backtracking:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptive:
+class Adaptive(LineSearch):
     """Backtracking from the last step, or twice it, as pymanopt's AdaptiveLineSearcher.
 
     The next search starts from the step this one accepted if it contracted once, and from twice that
@@ -139,7 +139,7 @@ class Adaptive:
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitStep:
+class UnitStep(LineSearch):
     """Backtracking from step 1, for directions that have the right length by themselves, as those of
     L-BFGS.
 

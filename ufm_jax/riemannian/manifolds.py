@@ -440,6 +440,7 @@ class Stiefel(Manifold):
     point_ndim: ClassVar[int | None] = 2
 
     def random_leaf(self, key, shape, dtype):
+        """A random point, an array (..., n, p). Raises ValueError where p > n."""
         return _orthonormal(jax.random.normal(key, shape, dtype))
 
     def project_leaf(self, x, v):
@@ -447,6 +448,7 @@ class Stiefel(Manifold):
         return v - matmul(x, (product + _transpose(product)) / 2)
 
     def retract_leaf(self, x, v):
+        """The Q of `x + v = QR`, an array (..., n, p). Raises ValueError where p > n."""
         return _orthonormal(x + v)
 
     def exp_leaf(self, x, v):

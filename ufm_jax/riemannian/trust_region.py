@@ -13,7 +13,7 @@ import optax
 from ufm_jax import _checks
 from ufm_jax.riemannian.line_search import change_of_cost, rounding_error
 from ufm_jax.riemannian.manifolds import Tree
-from ufm_jax.riemannian.minimize import Iterate, iterate_with
+from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_with
 from ufm_jax.riemannian.objective import Evaluation, Objective
 
 _RESOLUTION = 1e3
@@ -83,7 +83,7 @@ class _Model(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrustRegion:
+class TrustRegion(Solver):
     """Riemannian trust region: each step minimizes a quadratic model of the cost within a radius.
 
     The model has the exact Hessian, applied to vectors and never formed; Steihaug and Toint's truncated
