@@ -31,7 +31,7 @@ class GradientDescent(Solver):
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
         >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.gradient_descent())
-        >>> print(result.point)
+        >>> print(result.point.round(4))
         [1. 1.]
 
     Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), chapter 4.
