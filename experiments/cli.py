@@ -115,11 +115,19 @@ def _networks_status(catalog: Mapping[str, Experiment], arguments: Sequence[str]
     return 0
 
 
+def _trained(experiment: Experiment, config: Any) -> dict[str, Any] | None:
+    """How the networks of a run were trained so far; None where it has none."""
+    if experiment.networks is None:
+        return None
+    return networks.summary(config, experiment.networks(config))
+
+
 def _is_begun(experiment: Experiment, config: Any) -> bool:
     """Whether something is kept that the same command continues from."""
-    if experiment.networks is None:
+    trained = _trained(experiment, config)
+    if trained is None:
         return results.run_folder(config, experiment.name).exists()
-    return networks.summary(config, experiment.networks(config))["count"] > 0
+    return trained["count"] > 0
 
 
 def listing(catalog: Mapping[str, Experiment]) -> str:
@@ -166,6 +174,7 @@ def run(experiment: Experiment, config: Any) -> None:
     Of several processes that share the run, the first does all but the computing.
     """
     start = time.perf_counter()
+    earlier = _trained(experiment, config)
     store = [chunks.of_run(experiment.name, config)] if experiment.resumable else []
     with _progress_bar(experiment.name, config.quiet or not distributed.is_first()) as progress:
         data = experiment.run(config, progress, *store)
@@ -174,7 +183,9 @@ def run(experiment: Experiment, config: Any) -> None:
     claims = experiment.claims(config, data)
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
-        trained = experiment.networks and networks.summary(config, experiment.networks(config))
+        trained = _trained(experiment, config)
+        if trained and earlier:
+            trained["earlier_seconds"] = earlier["seconds"]
         seconds = time.perf_counter() - start
         picture = results.write(experiment, config, data, claims, figure, seconds, trained)
     results.remove_run_folder(config, experiment.name)

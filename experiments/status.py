@@ -71,9 +71,8 @@ def text(name: str, out: Path, networks: Sequence[Network]) -> str:
     for progress in found:
         time = "" if progress.seconds is None else f"{duration(progress.seconds)} an epoch"
         epochs = f"{progress.epochs:>4} of {progress.network.epochs} epochs"
-        lines.append(
-            f"  {progress.state:<11}  {epochs}  {time:<20}  {progress.network.title} seed {progress.network.seed}"
-        )
+        which = f"{progress.network.title} seed {progress.network.seed}"
+        lines.append(f"  {progress.state:<11}  {epochs}  {time:<20}  {which}")
     return "\n".join(lines)
 
 

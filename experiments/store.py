@@ -123,7 +123,7 @@ class Store:
             return None
         try:
             history = _read_history(file)
-            record = _read_record(file)
+            record = read_record(file)
             if record is None or record["network"] != network.identity:
                 raise ValueError("it does not say that it holds this network")
             if not history or any(values.shape != (network.epochs,) for values in history.values()):
@@ -138,7 +138,7 @@ class Store:
     def record(self, network: Network) -> Record | None:
         """The record of a network that is finished or in training; None where there is none to be read."""
         for file in (self._file(network), self._begun(network)):
-            record = _read_record(file)
+            record = read_record(file)
             if record is not None and record["network"] == network.identity:
                 return record
         return None
@@ -146,11 +146,11 @@ class Store:
     def records(self) -> list[Record]:
         """The records of all networks here that can be read."""
         files = [*sorted(self.folder.glob("*.npz")), *sorted(self._training.glob("*.json"))]
-        return [record for file in files if (record := _read_record(file)) is not None]
+        return [record for file in files if (record := read_record(file)) is not None]
 
     def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
         """The checkpoints of a network, and its record as this code begins or continues it."""
-        record = _read_record(self._begun(network))
+        record = read_record(self._begun(network))
         if record is None:  # Then nobody knows who made the checkpoints.
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
             record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
@@ -188,7 +188,7 @@ def _as_json(record: Record) -> bytes:
     return (json.dumps(record, indent=1) + "\n").encode()
 
 
-def _read_record(file: Path) -> Record | None:
+def read_record(file: Path) -> Record | None:
     """The record in a finished network's file, or beside checkpoints; None if missing or damaged."""
     try:
         if file.suffix == ".npz":
@@ -204,7 +204,7 @@ def _read_record(file: Path) -> Record | None:
 
 def _read_history(file: Path) -> History:
     """The arrays in a finished network's file; archives carry checksums."""
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files if name != "network.json"}
 
 
