@@ -27,7 +27,7 @@ import matplotlib as mpl
 import tqdm
 import tyro
 
-from experiments import chunks, distributed, networks, plotting, results
+from experiments import chunks, distributed, networks, plotting, results, status
 from experiments.experiment import Claim, Config, Experiment, Progress, UfmConfig, all_experiments
 
 _USAGE = """\
@@ -36,6 +36,8 @@ usage: python -m experiments NAME [--field value ...]
   NAME --help             the fields of an experiment, and their defaults
   NAME --tau 0.5 1 5      a field that sweeps takes several values
   NAME --quiet            for scripts: print only the path of the picture
+  networks-status [NAME] [--field value ...]
+                          which of its networks are finished, and the time left
 """
 
 _EXIT_CODES = """\
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(f"{_USAGE}\n{listing(catalog)}\n{_EXIT_CODES}", end="")
         return 0
+    if arguments[0] == "networks-status":
+        return _networks_status(catalog, arguments[1:])
     if arguments[0].startswith("-"):
         return _bad_input(f"the name of an experiment comes first, before {arguments[0]}.")
     if arguments[0] not in catalog:
@@ -91,11 +95,39 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _networks_status(catalog: Mapping[str, Experiment], arguments: Sequence[str]) -> int:
+    """Prints how far the networks of one experiment, or of all, have come; returns the exit code."""
+    needed = {name: e.networks for name, e in catalog.items() if e.networks is not None}
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        if name not in needed:
+            return _bad_input(
+                f"networks-status takes one of {', '.join(needed)}, or none of them, but got '{name}'."
+            )
+        needed = {name: needed[name]}
+    _set_up_jax("float32")
+    try:
+        for name, of_config in needed.items():
+            config = _parse(catalog[name], arguments)
+            print(status.text(name, config.out, of_config(config)))
+    except ValueError as error:
+        return _bad_input(str(error))
+    return 0
+
+
+def _trained(experiment: Experiment, config: Any) -> dict[str, Any] | None:
+    """How the networks of a run were trained so far; None where it has none."""
+    if experiment.networks is None:
+        return None
+    return networks.summary(config, experiment.networks(config))
+
+
 def _is_begun(experiment: Experiment, config: Any) -> bool:
     """Whether something is kept that the same command continues from."""
-    if experiment.networks is None:
+    trained = _trained(experiment, config)
+    if trained is None:
         return results.run_folder(config, experiment.name).exists()
-    return networks.summary(config, experiment.networks(config))["count"] > 0
+    return trained["count"] > 0
 
 
 def listing(catalog: Mapping[str, Experiment]) -> str:
@@ -142,6 +174,7 @@ def run(experiment: Experiment, config: Any) -> None:
     Of several processes that share the run, the first does all but the computing.
     """
     start = time.perf_counter()
+    earlier = _trained(experiment, config)
     store = [chunks.of_run(experiment.name, config)] if experiment.resumable else []
     with _progress_bar(experiment.name, config.quiet or not distributed.is_first()) as progress:
         data = experiment.run(config, progress, *store)
@@ -150,7 +183,9 @@ def run(experiment: Experiment, config: Any) -> None:
     claims = experiment.claims(config, data)
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
-        trained = experiment.networks and networks.summary(config, experiment.networks(config))
+        trained = _trained(experiment, config)
+        if trained and earlier:
+            trained["earlier_seconds"] = earlier["seconds"]
         seconds = time.perf_counter() - start
         picture = results.write(experiment, config, data, claims, figure, seconds, trained)
     results.remove_run_folder(config, experiment.name)

@@ -1,7 +1,8 @@
 """The record: `python -m experiments.record` keeps what the runs in the results folder came to in docs/.
 
 Each run leaves its summary and a small picture in docs/record, in place of an earlier run's. These and the
-remarks in docs/record/remarks.toml are all that docs/results.md is made from. Exit codes: 0 it was written;
+remarks in docs/record/remarks.toml are all that docs/results.md is made from. Networks trained on CIFAR are
+kept there as well, in the files of `experiments.store`. Exit codes: 0 it was written;
 2 bad input.
 """
 
@@ -19,7 +20,7 @@ import PIL.Image
 import tyro
 
 from experiments import results as writing
-from experiments import runs
+from experiments import runs, store
 from experiments.runs import Run
 
 WIDTH = 700
@@ -52,7 +53,18 @@ def keep(results: Path, docs: Path) -> list[str]:
         text = json.dumps(what_matters(run), indent=2, ensure_ascii=False) + "\n"
         writing.write_file(Path(f"{target}.png"), picture)
         writing.write_file(Path(f"{target}.json"), text.encode())
+    keep_networks(results, docs)
     return skipped
+
+
+def keep_networks(results: Path, docs: Path) -> None:
+    """Copies finished networks that were trained on CIFAR; those on digits are made again in minutes."""
+    target = docs / "record" / store.FOLDER
+    for file in sorted([*results.glob(f"{store.FOLDER}/*.npz"), *results.glob(f"*/{store.FOLDER}/*.npz")]):
+        record = store.read_record(file)
+        if record is not None and record["network"]["dataset"].startswith("cifar"):
+            target.mkdir(parents=True, exist_ok=True)
+            writing.write_file(target / file.name, file.read_bytes())
 
 
 def what_matters(run: Run) -> dict:

@@ -11,6 +11,7 @@ from typing import Any
 
 import docstring_parser
 
+from experiments import store
 from experiments.experiment import LOCAL, Claim, Experiment, all_experiments
 
 
@@ -76,20 +77,23 @@ class Run:
 
     @property
     def time(self) -> str:
-        """How long it took."""
+        """How long it took, with the training of the networks that were there before it."""
         seconds = self.summary.get("seconds")
-        return duration(seconds) if isinstance(seconds, int | float) else "unknown"
+        if not isinstance(seconds, int | float):
+            return "unknown"
+        return duration(seconds + self._networks.get("earlier_seconds", 0))
 
     @property
     def hardware(self) -> str:
-        """The devices it ran on."""
-        device = self.summary.get("device") or {}
-        count, kind = device.get("count", 1), device.get("kind", "unknown device")
-        if device.get("platform") == "cpu":
-            count = device.get("cores", count)
-            cores = f"{count} CPU core{'s' if count != 1 else ''}"
-            return f"{cores}, {device['processor']}" if device.get("processor") else cores
-        return f"{count} x {kind}" if count != 1 else str(kind)
+        """The devices it ran on; of networks, those that trained them."""
+        makers = [maker["device"] for maker in self._networks.get("made_by", [])]
+        words = [_hardware(device) for device in makers or [self.summary.get("device") or {}]]
+        return " and ".join(dict.fromkeys(words))
+
+    @property
+    def _networks(self) -> Mapping[str, Any]:
+        """How its networks were trained, if it has some."""
+        return self.summary.get("networks") or {}
 
     @property
     def versions(self) -> str:
@@ -104,11 +108,10 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The state of the code."""
-        git = self.summary.get("git") or {}
-        if not git.get("commit"):
-            return "unknown: run outside a checkout"
-        return str(git["commit"])[:12] + (", with uncommitted changes" if git.get("dirty") else "")
+        """The state of the code, and of that which trained its networks where it was another."""
+        own = _commit(self.summary.get("git"))
+        theirs = {_commit(maker["git"]) for maker in self._networks.get("made_by", [])} - {own}
+        return own + (f" (networks: {', '.join(sorted(theirs))})" if theirs else "")
 
     @property
     def command(self) -> str:
@@ -126,6 +129,21 @@ class Run:
         ]
 
 
+def _hardware(device: Mapping[str, Any]) -> str:
+    count, kind = device.get("count", 1), device.get("kind", "unknown device")
+    if device.get("platform") == "cpu":
+        count = device.get("cores", count)
+        cores = f"{count} CPU core{'s' if count != 1 else ''}"
+        return f"{cores}, {device['processor']}" if device.get("processor") else cores
+    return f"{count} x {kind}" if count != 1 else str(kind)
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    if not git or not git.get("commit"):
+        return "unknown: run outside a checkout"
+    return str(git["commit"])[:12] + (", with uncommitted changes" if git.get("dirty") else "")
+
+
 def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
     """The run that left `summary`; raises ValueError with a sentence where that is no summary of a run."""
     if not isinstance(summary, dict):
@@ -135,6 +153,7 @@ def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
     if experiment is None:
         raise ValueError(f"its experiment, {name!r}, is not one of this version.")
     wanted = {"config": dict, "claims": list, "device": dict, "versions": dict, "git": dict}
+    wanted["networks"] = dict
     for key, kind in wanted.items():
         if not isinstance(summary.get(key) or kind(), kind):
             raise ValueError(f"'{key}' in its summary is damaged.")
@@ -164,7 +183,9 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The folders in it that are of runs."""
+    folders = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folders if p.name != store.FOLDER)
 
 
 def _read_folder(place: str, folder: Path) -> Run:

@@ -122,11 +122,12 @@ class Store:
         if not file.exists():
             return None
         try:
-            record, history = _read(file)
-            if record["network"] != network.identity:
-                raise ValueError("it holds another network")
-            if any(values.shape != (network.epochs,) for values in history.values()) or not history:
-                raise ValueError("it holds too few epochs")
+            history = _read_history(file)
+            record = read_record(file)
+            if record is None or record["network"] != network.identity:
+                raise ValueError("it does not say that it holds this network")
+            if not history or any(values.shape != (network.epochs,) for values in history.values()):
+                raise ValueError("it does not hold every epoch")
         except MemoryError:
             raise
         except Exception as error:  # NumPy raises whatever its readers meet.
@@ -136,28 +137,21 @@ class Store:
 
     def record(self, network: Network) -> Record | None:
         """The record of a network that is finished or in training; None where there is none to be read."""
-        for read in (lambda: _read_record(self._file(network)), lambda: self._read_begun(network)):
-            try:
-                return read()
-            except Exception:  # Missing, or damaged, which `history` says.
-                continue
+        for file in (self._file(network), self._begun(network)):
+            record = read_record(file)
+            if record is not None and record["network"] == network.identity:
+                return record
         return None
 
     def records(self) -> list[Record]:
-        """The records of all finished networks that can be read."""
-        found = []
-        for file in sorted(self.folder.glob("*.npz")):
-            try:
-                found.append(_read_record(file))
-            except Exception:  # A damaged file is none, until it is trained again.
-                continue
-        return found
+        """The records of all networks here that can be read."""
+        files = [*sorted(self.folder.glob("*.npz")), *sorted(self._training.glob("*.json"))]
+        return [record for file in files if (record := read_record(file)) is not None]
 
     def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
         """The checkpoints of a network, and its record as this code begins or continues it."""
-        try:
-            record = self._read_begun(network)
-        except Exception:  # Without it nobody knows whose the checkpoints are.
+        record = read_record(self._begun(network))
+        if record is None:  # Then nobody knows who made the checkpoints.
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
             record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
         if self._maker not in record["made_by"]:
@@ -189,27 +183,29 @@ class Store:
     def _begun(self, network: Network) -> Path:
         return self._training / f"{network.name}.json"
 
-    def _read_begun(self, network: Network) -> Record:
-        record = json.loads(self._begun(network).read_text(encoding="utf-8"))
-        if record["network"] != network.identity:
-            raise ValueError("it is of another network.")
-        return record
-
 
 def _as_json(record: Record) -> bytes:
     return (json.dumps(record, indent=1) + "\n").encode()
 
 
-def _read_record(file: Path) -> Record:
-    with zipfile.ZipFile(file) as archive:
-        return json.loads(archive.read("network.json"))
+def read_record(file: Path) -> Record | None:
+    """The record in a finished network's file, or beside checkpoints; None if missing or damaged."""
+    try:
+        if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                record = json.loads(archive.read("network.json"))
+        else:
+            record = json.loads(file.read_bytes())
+        known = {"network": dict, "epochs": int, "seconds": float, "made_by": list}
+        return record if all(isinstance(record[name], kind) for name, kind in known.items()) else None
+    except Exception:  # As above.
+        return None
 
 
-def _read(file: Path) -> tuple[Record, History]:
-    """Both parts of a file; archives carry checksums."""
-    record = _read_record(file)
-    with np.load(file, allow_pickle=False) as arrays:
-        return record, {name: arrays[name] for name in arrays.files if name != "network.json"}
+def _read_history(file: Path) -> History:
+    """The arrays in a finished network's file; archives carry checksums."""
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files if name != "network.json"}
 
 
 @functools.cache
@@ -240,13 +236,18 @@ def code_digest() -> str:
     """A digest of the modules that decide a network's numbers, without their comments and docstrings."""
     hasher = hashlib.sha256()
     for file in _DECIDING:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [x for x in body if not _is_docstring(x)]  # type: ignore[attr-defined]
-        hasher.update(f"{file.name} {ast.unparse(tree)}".encode())
+        hasher.update(f"{file.name} {without_words(file.read_text(encoding='utf-8'))}".encode())
     return hasher.hexdigest()[:12]
+
+
+def without_words(source: str) -> str:
+    """Source code without comments and docstrings, all laid out alike."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [x for x in body if not _is_docstring(x)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
 
 
 def _is_docstring(node: ast.stmt) -> bool:

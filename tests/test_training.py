@@ -188,9 +188,8 @@ def train_tiny(folder, *, batch_size=15, taus=(1.0,), **changes):
         out=folder, dataset="synthetic", samples_per_class=4, epochs=2, batch_size=batch_size, **changes
     )
     of = training.Setup("tiny", "normalized", 10, 4, config.recipe)
-    group = networks.Group("tiny", of, np.arange(len(taus), dtype=np.int32), np.array(taus))
-    split = networks.training_split(config)
-    return networks.train("fig10", config, [group], split, lambda done, total, note="": None)["tiny"]
+    needed = [networks.network(config, of, seed, tau) for seed, tau in enumerate(taus)]
+    return networks.stacked(networks.train(config, needed, lambda *_: None), len(taus))
 
 
 @pytest.fixture

@@ -1,0 +1,378 @@
+"""Networks are trained once: whatever asks for them, whatever was killed, wherever they were trained."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli, fig06, fig10, networks, runs, status, store, table2, training
+from experiments.store import Network, Store
+from nets import resnet
+
+ROOT = Path(__file__).parent.parent
+RECIPE = training.Recipe(epochs=4, batch_size=15)
+NETWORK = Network(
+    setup=training.Setup("resnet18", "normalized", 10, 4, RECIPE),
+    dataset="synthetic",
+    samples_per_class=4,
+    random_labels=False,
+    data_seed=0,
+    seed=7,
+    tau=1.0,
+    tested=False,
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of three convolutions at each temperature, trained for four epochs; it counts them."""
+    monkeypatch.setitem(resnet.ARCHITECTURES, "tiny", (resnet.BasicBlock, (1,)))
+
+    def train(out, *taus, stop=None, **changes):
+        config = fig10.Config(
+            out=out, dataset="synthetic", samples_per_class=4, checkpoint_seconds=0, **changes
+        )
+        setup = training.Setup("tiny", "normalized", 10, 4, RECIPE)
+        needed = [networks.network(config, setup, 7, tau) for tau in taus]
+
+        def counted(program):
+            def call(*arguments):
+                nonlocal trained
+                if trained == stop:
+                    raise KeyboardInterrupt
+                trained += 1
+                return program(*arguments)
+
+            return call
+
+        trained = 0
+        try:
+            found = networks.train(config, needed, lambda *_: None, around=counted)
+        except (KeyboardInterrupt, networks._Stopped):
+            return None, trained
+        return networks.stacked(found, len(taus)), trained
+
+    return train
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def changed(value):
+    """Another value of the same field."""
+    other = {"normalized": "regularized", "resnet18": "resnet34", "global": "replica"}
+    other |= {"float32": "bfloat16", "synthetic": "digits"}
+    return other[value] if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Network)])
+def test_every_field_decides_the_name(field):
+    if field != "setup":
+        others = [dataclasses.replace(NETWORK, **{field: changed(getattr(NETWORK, field))})]
+    else:
+        setup, recipe = NETWORK.setup, NETWORK.setup.recipe
+        setups = [
+            dataclasses.replace(setup, **{f.name: changed(getattr(setup, f.name))})
+            for f in dataclasses.fields(setup)
+            if f.name != "recipe"
+        ]
+        setups += [
+            dataclasses.replace(
+                setup, recipe=dataclasses.replace(recipe, **{f.name: changed(getattr(recipe, f.name))})
+            )
+            for f in dataclasses.fields(recipe)
+        ]
+        others = [dataclasses.replace(NETWORK, setup=setup) for setup in setups]
+    names = {network.name for network in (NETWORK, *others)}
+    assert len(names) == 1 + len(others)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for name in names)
+
+
+def test_the_format_and_the_kind_of_device_decide_the_name(monkeypatch):
+    names = {NETWORK.name}
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    names.add(NETWORK.name)
+    monkeypatch.setattr(store.jax, "default_backend", lambda: "gpu")
+    names.add(NETWORK.name)
+    assert len(names) == 3
+
+
+def test_figures_share_what_is_the_same_network():
+    """A name belongs to the network: not to the figure, the folder, or what else was asked for."""
+    few = {"dataset": "cifar10", "width": 16, "samples_per_class": 100, "epochs": 200}
+    sweep = set(fig10.needed(fig10.Config(**few, trials=1)))
+    comparison = fig06.Config(**few, architecture=("resnet18",), tau=(1.0, 5.0, 7.0), trials=1)
+    normalized = [network for network in fig06.needed(comparison) if network.tau is not None]
+    assert len(normalized) == 3
+    assert {network.tau for network in normalized if network in sweep} == {1.0, 5.0}
+    # The regularized model has no temperature; and a second trial adds to the first.
+    at_other_tau = dataclasses.replace(comparison, tau=(10.0,), trials=2, at_once=2, checkpoint_seconds=1)
+    shared = set(fig06.needed(comparison)) & set(fig06.needed(at_other_tau))
+    assert [network.tau for network in shared] == [None]
+    # Table 2 measures the test set as well.
+    assert not set(table2.needed(table2.Config(**few))) & set(fig06.needed(fig06.Config(**few)))
+
+
+def test_networks_that_were_stopped_continue_and_finished_ones_stay(tiny, tmp_path):
+    whole, trained = tiny(tmp_path / "whole", 0.5, 1.0, 5.0)
+    assert trained == 12
+    assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=6)[0] is None
+    assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=1)[0] is None
+    found, trained = tiny(tmp_path / "stopped", 0.5, 1.0, 5.0)
+    # Beside each other, each of two threads may have lost the epoch that the other's end cut off.
+    assert 12 - 7 <= trained <= 12 - 7 + 3
+    assert_same(found, whole)
+    assert_same(tiny(tmp_path / "stopped", 5.0, stop=0)[0], {k: v[2:] for k, v in whole.items()})
+    assert [f.name for f in (tmp_path / "stopped" / "networks" / ".training").iterdir()] == []
+
+
+def test_a_batch_of_networks_is_kept_one_by_one(tiny, tmp_path):
+    assert tiny(tmp_path, 1.0, 5.0, stop=2, at_once=2)[0] is None
+    assert tiny(tmp_path, 1.0, stop=1)[0] is None
+    # One has come further by now, so that they are two programs from here on.
+    found, trained = tiny(tmp_path, 1.0, 5.0, at_once=2)
+    assert trained == 1 + 2
+    alone = tiny(tmp_path / "alone", 1.0, 5.0)[0]
+    for name in alone:
+        np.testing.assert_allclose(found[name], alone[name], rtol=0.02, atol=1e-4, err_msg=name)
+    assert len(list((tmp_path / "networks").glob("*.npz"))) == 2
+
+
+def test_folders_brought_together_are_one_run(tiny, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    whole, _ = tiny(tmp_path / "whole", 0.5, 1.0, 5.0)
+    tiny(one, 0.5, 5.0)
+    tiny(other, 1.0, 5.0)
+    shutil.copytree(other / "networks", one / "networks", dirs_exist_ok=True)
+    found, trained = tiny(one, 0.5, 1.0, 5.0)
+    assert trained == 0
+    assert_same(found, whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "of another network", "shorter"])
+def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, damage, capsys):
+    whole, _ = tiny(tmp_path, 0.5, 1.0)
+    files = sorted((tmp_path / "networks").glob("*.npz"))
+    content = bytearray(files[0].read_bytes())
+    if damage == "flipped":
+        content[len(content) // 3] ^= 0x55
+    if damage == "shorter":
+        (network,) = [n for n in (Store(tmp_path).records()) if n["network"]["tau"] == 0.5]
+        with np.load(files[0]) as arrays:
+            history = {name: arrays[name][:-1] for name in arrays.files if name != "network.json"}
+        fields = {f.name: network["network"][f.name] for f in dataclasses.fields(Network)}
+        recipe = training.Recipe(**fields["setup"].pop("recipe"))
+        fields["setup"] = training.Setup(**fields["setup"], recipe=recipe)
+        Store(tmp_path).finish(Network(**fields), network, history)
+        content = files[0].read_bytes()
+    wanted = {"truncated": content[:-50], "empty": b"", "of another network": files[1].read_bytes()}
+    files[0].write_bytes(wanted.get(damage, content))
+    capsys.readouterr()
+    found, trained = tiny(tmp_path, 0.5, 1.0)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert trained == 4
+    assert len(said) == 1
+    assert said[0].startswith(f"'{files[0]}' is damaged (")
+    assert said[0].endswith("): the network is trained again.")
+    assert_same(found, whole)
+    assert tiny(tmp_path, 0.5, 1.0)[1] == 0
+
+
+def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_path):
+    whole, _ = tiny(tmp_path / "whole", 1.0)
+    tiny(tmp_path, 1.0, stop=2)
+    (record,) = (tmp_path / "networks" / ".training").glob("*.json")
+    record.write_text(record.read_text()[:-20])
+    found, trained = tiny(tmp_path, 1.0)
+    assert trained == 4
+    assert_same(found, whole)
+
+
+def test_words_do_not_change_the_code():
+    source = (ROOT / "experiments" / "training.py").read_text()
+    code = store.without_words(source)
+    reworded = source.replace('"""', '"""Indeed. ', 1).replace("    # ", "    # Oh: ")
+    assert reworded != source
+    assert store.without_words(reworded) == code
+    assert "#" not in code
+    faster = source.replace("learning_rate: float = 0.05", "learning_rate: float = 0.1")
+    assert store.without_words(faster) != code
+    assert len({file.resolve() for file in store._DECIDING}) == len(store._DECIDING) > 10
+
+
+@pytest.mark.parametrize("state", ["finished", "in training"])
+def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, state, capsys):
+    whole, _ = tiny(tmp_path / "whole", 0.5)
+    tiny(tmp_path, 0.5, stop=None if state == "finished" else 2)
+    config = fig10.Config(out=tmp_path)
+    setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
+    network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
+    networks.check_kept(config, [network])
+    assert capsys.readouterr().err == ""
+
+    kept = Store(tmp_path)
+    record = kept.record(network)
+    record["made_by"] = [record["made_by"][0] | {"code": "of others", "jax": "0.99"}]
+    if state == "finished":
+        kept.finish(network, record, kept.history(network))
+    else:
+        kept.note(network, record)
+    words = r"^1 of 1 networks in .* were trained by JAX 0.99 \(here .*\), code of commit \w{7}"
+    with pytest.raises(ValueError, match=words) as told:
+        networks.check_kept(config, [network])
+    assert "--reuse takes them as they are" in str(told.value)
+    networks.check_kept(dataclasses.replace(config, reuse=True), [network])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].endswith("taken as they are (--reuse).")
+    found, trained = tiny(tmp_path, 0.5)
+    assert trained == (0 if state == "finished" else 2)
+    assert_same(found, whole)
+    makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
+    assert makers == ["0.99"] if state == "finished" else ["0.99", jax.__version__]
+
+
+def test_the_command_line_refuses_them_in_one_sentence(tmp_path, capsys):
+    arguments = ["fig10", "--out", str(tmp_path), "--tau", "1", "--trials", "1", "--dataset", "synthetic"]
+    arguments += ["--samples_per_class", "4", "--epochs", "1"]
+    config = fig10.Config(out=tmp_path, tau=(1.0,), dataset="synthetic", samples_per_class=4, epochs=1)
+    (needed,) = fig10.needed(config)
+    makers = [store.origin() | {"code": "of others"}]
+    record = {"network": needed.identity, "epochs": 1, "seconds": 2.0, "made_by": makers}
+    folder = Store(tmp_path).folder
+    folder.mkdir()
+    Store(tmp_path).finish(needed, record, {name: np.ones(1) for name in ("accuracy", "nc1", "nc2", "nc3")})
+    before = {file: file.read_bytes() for file in folder.glob("*.npz")}
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: 1 of 1 networks in")
+    assert len(captured.err.splitlines()) == 1
+    assert {file: file.read_bytes() for file in folder.glob("*.npz")} == before
+    assert cli.main([*arguments, "--reuse"]) == 0
+    assert "taken as they are (--reuse).\n" in capsys.readouterr().err
+    found, skipped = runs.read(tmp_path)
+    assert skipped == []
+    assert found[0].summary["networks"]["seconds"] == 2.0
+
+
+def test_status_tells_finished_from_begun_from_missing(tiny, tmp_path):
+    tiny(tmp_path, 0.5)
+    tiny(tmp_path, 1.0, stop=2)
+    setup = training.Setup("tiny", "normalized", 10, 4, RECIPE)
+    config = fig10.Config(out=tmp_path, dataset="synthetic", samples_per_class=4)
+    wider = dataclasses.replace(setup, width=5)
+    needed = [networks.network(config, setup, 7, tau) for tau in (0.5, 1.0, 5.0)]
+    needed.append(networks.network(config, wider, 7, 1.0))
+    found = status.of_networks(tmp_path, needed)
+    assert [progress.state for progress in found] == ["finished", "in training", "missing", "missing"]
+    assert [progress.epochs for progress in found] == [4, 2, 0, 0]
+    done, begun, missing, unknown = found
+    assert done.left == 0
+    assert begun.left == pytest.approx(2 * begun.seconds)
+    assert missing.seconds == pytest.approx((done.seconds + begun.seconds) / 2)
+    assert missing.left == pytest.approx(4 * missing.seconds)
+    assert unknown.seconds is unknown.left is None
+    lines = status.text("fig10", tmp_path, needed).splitlines()
+    assert lines[0].startswith(f"fig10: 1 of 4 networks finished in '{tmp_path}/networks', about ")
+    assert lines[0].endswith(" left, 1 of a kind that was not timed yet")
+    assert [line.split("  ")[1] for line in lines[1:]] == [progress.state for progress in found]
+
+
+def test_networks_status_on_the_command_line(tmp_path, capsys):
+    assert cli.main(["networks-status", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ")] == [
+        "fig4",
+        "fig6",
+        "fig10",
+        "table2",
+    ]
+    taus = ["--scale", "paper", "--architecture", "resnet18", "--tau", "1", "10"]
+    assert cli.main(["networks-status", "fig6", *taus, "--out", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3
+    assert list(tmp_path.iterdir()) == []
+    for arguments, words in [
+        (["fig9"], "takes one of fig4, fig6, fig10, table2"),
+        (["--bad", "1"], "no field --bad"),
+    ]:
+        assert cli.main(["networks-status", *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_two_networks(tmp_path):
+    """Kill -9 in each of two, a temperature more, other code: nothing is trained twice."""
+    clone = tmp_path / "clone"
+    ignored = shutil.ignore_patterns(".*", "results", "__pycache__")
+    shutil.copytree(ROOT, clone, ignore=ignored)
+
+    def start(folder, *taus, more=()):
+        sizes = "--dataset synthetic --samples_per_class 5 --width 4 --epochs 40 --batch_size 32"
+        arguments = ["fig10", "--out", tmp_path / folder, "--checkpoint_seconds", "0", *sizes.split()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", *map(str, [*arguments, *more, "--tau", *taus])],
+            cwd=clone,
+            # The runs after the first need not compile again; one network at a time.
+            env=os.environ
+            | {
+                "PYTHONPATH": str(clone),
+                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def epochs_kept(tau):
+        folders = (tmp_path / "killed" / "networks" / ".training").glob(f"*tau-{tau}-*/*")
+        return max((int(f.name) for f in folders if f.name.isdigit()), default=0)
+
+    def finished():
+        files = (tmp_path / "killed" / "networks").glob("*.npz")
+        return {file.name: file.stat().st_mtime_ns for file in files}
+
+    whole = start("whole", 0.5, 1, 5)
+    _, err = whole.communicate(timeout=1800)
+    assert whole.returncode == 0, err
+    for tau in (1, 5):
+        process = start("killed", 1, 5)
+        while process.poll() is None and epochs_kept(tau) < 7:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    before = finished()
+    assert len(before) == 1
+
+    code = clone / "nets" / "resnet.py"
+    code.write_text(code.read_text().replace('"""Residual networks', '"""Indeed: residual networks', 1))
+    words_only = start("killed", 0.5, 1, 5, more=["--epochs", "1"])
+    assert words_only.communicate(timeout=1800)[1].count("error") == 0
+    kept = epochs_kept(5)
+    assert 7 <= kept < 40
+    code.write_text(code.read_text() + "\nNOTHING = 0\n")
+    refused = start("killed", 0.5, 1, 5)
+    _, err = refused.communicate(timeout=600)
+    assert refused.returncode == 2
+    assert err.startswith("error: 2 of 3 networks in ")
+    assert (finished().keys() >= before.keys(), epochs_kept(5)) == (True, kept)
+
+    last = start("killed", 0.5, 1, 5, more=["--reuse"])
+    _, err = last.communicate(timeout=1800)
+    assert last.returncode == 0, err
+    assert before.items() <= finished().items()
+    expected = (tmp_path / "whole" / "fig10" / "data.npz").read_bytes()
+    assert (tmp_path / "killed" / "fig10" / "data.npz").read_bytes() == expected
