@@ -47,6 +47,7 @@ def take_turns(
     return {"first": first, "later": later}
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Counted(ufm.manifolds.Oblique):
     """The oblique manifold, which tells `hook` of every Hessian applied."""

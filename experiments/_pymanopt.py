@@ -22,8 +22,8 @@ def pymanopt_problem(problem: Problem, dim: int) -> pymanopt.Problem:
     manifold = Product(parts)
 
     @pymanopt.function.jax(manifold)
-    def cost(W: jax.Array, H: jax.Array) -> jax.Array:
-        losses = problem.loss(problem.tau * (H.T @ W), problem.labels)
+    def cost(W: Any, H: Any) -> jax.Array:
+        losses = problem.loss(jnp.asarray(problem.tau * (H.T @ W)), problem.labels)
         rates: Any = problem.decay or Point(0.0, 0.0)
         return jnp.mean(losses) + (rates.W * jnp.sum(W**2) + rates.H * jnp.sum(H**2)) / 2
 

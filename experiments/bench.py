@@ -22,7 +22,7 @@ from experiments._measuring import counted_products, seconds_of, take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields, part
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import _checks
-from ufm_jax.solvers import backtracking
+from ufm_jax.riemannian.solvers import backtracking
 
 SOLVERS = {
     "gradient_descent": "SteepestDescent",

@@ -145,9 +145,8 @@ def _outside(config: Config, progress: Progress) -> Data:
     with tempfile.TemporaryDirectory() as folder:
         run = networks.NetworkConfig(out=Path(folder), seed=config.seed, quiet=True, epochs=config.epochs)
         setup = training.Setup("resnet18", "normalized", _CLASSES, 16, run.recipe)
-        group = networks.Group("bench", setup, networks.seeds(run), np.ones(1))
-        split = networks.training_split(run)
-        networks.train("bench-networks", run, [group], split, recorded, around=timed)
+        network = networks.network(run, setup, config.seed, 1.0)
+        networks.train(run, [network], recorded, around=timed)
         end = time.perf_counter()
     return {
         "epochs_seconds": np.array(end - marks[0][0]),

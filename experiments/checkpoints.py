@@ -2,12 +2,16 @@
 
 import hashlib
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+_IN_TURN = threading.Lock()
+"""Held while Orbax works, which counts its operations for the whole process."""
 
 
 class Checkpoints:
@@ -18,30 +22,33 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, seconds: float):
-        """Opens `folder`, made if missing; `save` writes at most once in `seconds`, unless told to."""
+        """Opens `folder`, made if missing; a checkpoint is due `seconds` after the last one."""
         import orbax.checkpoint as ocp  # Takes a second that the other experiments need not wait.
 
         self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-        )
+        with _IN_TURN:
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+            )
         self._seconds = seconds
         self._last = time.monotonic()
 
-    def save(self, step: int, tree: Any, *, now: bool = False) -> None:
-        """Keeps the pytree of arrays `tree` as the state after `step`, if it is time or asked for `now`."""
-        if not now and time.monotonic() - self._last < self._seconds:
-            return
+    def due(self) -> bool:
+        """Whether it is time for another one."""
+        return time.monotonic() - self._last >= self._seconds
+
+    def save(self, step: int, tree: Any) -> None:
+        """Keeps the pytree of arrays `tree` as the state after `step`."""
         arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
         save = self._ocp.args
-        self._manager.save(
-            step,
-            args=save.Composite(
-                arrays=save.StandardSave(arrays), digest=save.JsonSave({"sha256": _digest(arrays)})
-            ),
-            force=True,
-        )
+        digest = {"sha256": _digest(arrays)}
+        with _IN_TURN:
+            self._manager.save(
+                step,
+                args=save.Composite(arrays=save.StandardSave(arrays), digest=save.JsonSave(digest)),
+                force=True,
+            )
         self._last = time.monotonic()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
@@ -68,10 +75,11 @@ class Checkpoints:
 
     def _read(self, step: int, template: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         restore = self._ocp.args
-        found = self._manager.restore(
-            step,
-            args=restore.Composite(arrays=restore.StandardRestore(template), digest=restore.JsonRestore()),
+        arguments = restore.Composite(
+            arrays=restore.StandardRestore(template), digest=restore.JsonRestore()
         )
+        with _IN_TURN:
+            found = self._manager.restore(step, args=arguments)
         arrays = {name: np.asarray(x) for name, x in found["arrays"].items()}
         if found["digest"]["sha256"] != _digest(arrays):
             raise ValueError("its digest differs")

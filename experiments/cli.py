@@ -27,7 +27,7 @@ import matplotlib as mpl
 import tqdm
 import tyro
 
-from experiments import chunks, distributed, plotting, results
+from experiments import chunks, distributed, networks, plotting, results
 from experiments.experiment import Claim, Config, Experiment, Progress, UfmConfig, all_experiments
 
 _USAGE = """\
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
         distributed.start(config)
         config = _with_dtype_of_device(config, arguments)
         experiment.check(config)
+        if experiment.networks is not None:
+            networks.check_kept(config, experiment.networks(config))
         if distributed.is_first():
             results.check_writable(config.out)
     except ValueError as error:
@@ -79,13 +81,21 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = results.run_folder(config, experiment.name).exists()
         outcome = (
-            "to continue from the last checkpoint:" if kept else "nothing was written; to start again:"
+            "to continue from the last checkpoint:"
+            if _is_begun(experiment, config)
+            else "nothing was written; to start again:"
         )
         print(f"\ninterrupted: {outcome} {_command(arguments)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_begun(experiment: Experiment, config: Any) -> bool:
+    """Whether something is kept that the same command continues from."""
+    if experiment.networks is None:
+        return results.run_folder(config, experiment.name).exists()
+    return networks.summary(config, experiment.networks(config))["count"] > 0
 
 
 def listing(catalog: Mapping[str, Experiment]) -> str:
@@ -126,7 +136,7 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join([str(python), "-m", "experiments", *arguments])
 
 
-def run(experiment: Experiment, config: Config) -> None:
+def run(experiment: Experiment, config: Any) -> None:
     """Runs `experiment`, writes its results, and prints its claims and the path of its picture.
 
     Of several processes that share the run, the first does all but the computing.
@@ -140,7 +150,9 @@ def run(experiment: Experiment, config: Config) -> None:
     claims = experiment.claims(config, data)
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
-        picture = results.write(experiment, config, data, claims, figure, time.perf_counter() - start)
+        trained = experiment.networks and networks.summary(config, experiment.networks(config))
+        seconds = time.perf_counter() - start
+        picture = results.write(experiment, config, data, claims, figure, seconds, trained)
     results.remove_run_folder(config, experiment.name)
     if not config.quiet:
         if experiment.table is not None:

@@ -1,12 +1,14 @@
 """What Figure 6 and Table 2 share: normalized against regularized networks of several depths."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from experiments import data as datasets
 from experiments import networks, training
 from experiments.experiment import Data, Progress
+from experiments.store import Network
 from nets import resnet
 
 TITLES = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50"}
@@ -20,51 +22,57 @@ class Config(networks.VariantConfig):
     """Residual networks to compare on."""
     width: int = 8
     """Channels of the first stage; 64 is the original's."""
-    tau: float = 1.0
-    """Temperature of the normalized networks."""
 
 
 def check(config: Config) -> None:
+    """Raises ValueError where there is no architecture, or `networks.check` finds something wrong."""
     if not config.architecture:
         raise ValueError("architecture needs at least one value.")
     networks.check(config)
 
 
-def run(name: str, config: Config, progress: Progress, *, test: bool, shuffle: bool) -> Data:
-    """Histories of every network: f"{metric}_{model}_{architecture}", (trials, epochs)."""
-    seed = networks.seeds(config)
-    tau = np.full(len(seed), config.tau, np.float32)
+def group_name(architecture: str, tau: float, taus: Sequence[float]) -> str:
+    """What the normalized networks of a temperature are called: with it, where there are several."""
+    return f"normalized_{architecture}" + (f"_tau{tau:g}" if len(taus) > 1 else "")
+
+
+def groups(
+    config: Config, taus: Sequence[float], *, tested: bool, shuffle: bool
+) -> dict[str, list[Network]]:
+    """A network for each trial: "regularized_resnet18" and so on, and `group_name` of normalized ones."""
     k = datasets.num_classes(config.dataset)
-    groups = [
-        networks.Group(
-            f"{model}_{architecture}",
-            training.Setup(
-                architecture,
-                model,
-                k,
-                config.width,
-                config.recipe,
-                released=config.variant == "released",
-                shuffle=shuffle,
-            ),
-            seed,
-            tau,
-        )
-        for architecture in config.architecture
-        for model in training.MODELS
-    ]
-    split = networks.training_split(config)
-    test_split = datasets.load(config.dataset, "test") if test else None
-    histories = networks.train(name, config, groups, split, progress, test=test_split)
-    data = {
-        f"{metric}_{group}": values
-        for group, found in histories.items()
-        for metric, values in found.items()
-    }
-    return {"epoch": np.arange(1, config.epochs + 1), **data}
+    found = {}
+    for architecture in config.architecture:
+        names: list[tuple[str, training.Model, float]] = [
+            (group_name(architecture, tau, taus), "normalized", tau) for tau in taus
+        ]
+        for name, model, tau in [*names, (f"regularized_{architecture}", "regularized", 1.0)]:
+            released = config.variant == "released"
+            setup = training.Setup(
+                architecture, model, k, config.width, config.recipe, released=released, shuffle=shuffle
+            )
+            found[name] = [
+                networks.network(config, setup, seed, tau, tested=tested) for seed in networks.seeds(config)
+            ]
+    return found
+
+
+def flat(members: Mapping[str, list[Network]]) -> list[Network]:
+    """The networks of all groups."""
+    return [network for its in members.values() for network in its]
+
+
+def run(config: Config, members: Mapping[str, list[Network]], progress: Progress) -> Data:
+    """Histories of the networks of each group: f"{metric}_{group}", (trials, epochs)."""
+    found = iter(networks.train(config, flat(members), progress))
+    data = {"epoch": np.arange(1, config.epochs + 1)}
+    for group, its in members.items():
+        histories = networks.stacked([next(found) for _ in its], config.trials)
+        data |= {f"{metric}_{group}": values for metric, values in histories.items()}
+    return data
 
 
 def caption(config: Config) -> str:
-    """The setting in a line."""
+    """The setting in a line, but for the temperature."""
     how = ", as the released code" if config.variant == "released" else ""
-    return rf"width {config.width}, $\tau={config.tau:g}$, {networks.describe(config)}{how}"
+    return f"width {config.width}, {networks.describe(config)}{how}"

@@ -102,17 +102,18 @@ def histories(
 ) -> dict[str, jax.Array]:
     """Accuracy, NC1, CDNV and loss after every step from one random start; NC4, GNC3 at its end."""
 
-    def measure(point: ufm.Point) -> dict[str, jax.Array]:
+    def record(iterate: ufm.solvers.Iterate) -> dict[str, jax.Array]:
+        point = iterate.point
         return {
             "accuracy": ufm.metrics.accuracy(point.W, point.H, problem.labels),
             "nc1": ufm.metrics.nc1(point.H, problem.labels, problem.num_classes),
             "cdnv": ufm.metrics.cdnv(point.H, problem.labels, problem.num_classes),
-            "loss": problem.cost(point),
+            "loss": iterate.value,
         }
 
     start = jax.tree.map(lambda x: scale * x, problem.random_point(key, dim, dtype))
     solve: ufm.solvers.Solver = getattr(ufm.solvers, solver)()
-    result = ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, measure=measure)
+    result = ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, record=record)
     W, H = result.point
     # NC4 costs a product of its own, and GNC2 would cost a quarter of the trial.
     at_end = {"nc4": ufm.metrics.nc4(W, H, problem.labels), "gnc3": ufm.metrics.gnc3(W, H, problem.labels)}

@@ -46,7 +46,7 @@ class Config:
         return cls()
 
 
-LOCAL = ("out", "quiet", "checkpoint_seconds", "coordinator", "processes", "process")
+LOCAL = ("out", "quiet", "checkpoint_seconds", "reuse", "coordinator", "processes", "process")
 """Fields that decide where a run writes, what it prints and who shares it, and none of its numbers."""
 
 
@@ -91,6 +91,7 @@ class Experiment:
         table: numbers for reading, in Markdown; None where the claims say all.
         resumable: whether `run` takes a third argument, the `ChunkFolder` in which its grids keep what is
             finished.
+        networks: the trained networks (`store.Network`) that a config needs; None where there are none.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Experiment:
     plot: Callable[[Any, Data], Figure]
     table: Callable[[Any, Data], str] | None = None
     resumable: bool = False
+    networks: Callable[[Any], list[Any]] | None = None
 
 
 def all_experiments() -> dict[str, Experiment]:

@@ -10,6 +10,7 @@ from experiments import data as datasets
 from experiments import networks, plotting, training
 from experiments.experiment import Claim, Data, Experiment, Progress
 from experiments.fig09 import METRICS
+from experiments.store import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Config(networks.NetworkConfig):
     """Temperature."""
 
 
-def run(config: Config, progress: Progress) -> Data:
-    seed = networks.seeds(config)
-    tau = np.full(len(seed), config.tau, np.float32)
+def needed(config: Config) -> list[Network]:
+    """A network of each width and trial."""
     k = datasets.num_classes(config.dataset)
-    groups = [
-        networks.Group(
-            f"width {width}", training.Setup("resnet18", "normalized", k, width, config.recipe), seed, tau
-        )
-        for width in config.width
+    setups = [training.Setup("resnet18", "normalized", k, width, config.recipe) for width in config.width]
+    return [
+        networks.network(config, setup, seed, config.tau, random_labels=True)
+        for setup in setups
+        for seed in networks.seeds(config)
     ]
-    split = networks.training_split(config, random_labels=True)
-    histories = networks.train("fig4", config, groups, split, progress)
-    names = histories[groups[0].name]
-    data = {name: np.stack([histories[group.name][name] for group in groups]) for name in names}
+
+
+def run(config: Config, progress: Progress) -> Data:
+    histories = networks.train(config, needed(config), progress)
+    data = networks.stacked(histories, len(config.width), config.trials)
     return {"width": np.asarray(config.width), "epoch": np.arange(1, config.epochs + 1), **data}
 
 
@@ -116,4 +117,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    networks=needed,
 )

@@ -58,27 +58,25 @@ def iterations_needed(
     solver: ufm.solvers.Solver = getattr(ufm.solvers, name)()
     start = jax.tree.map(lambda x: scale * x, problem.random_point(key, config.dim, config.dtype))
 
-    def note(first, step, point):
-        accuracy = ufm.metrics.accuracy(point.W, point.H, problem.labels)
-        nc1 = ufm.metrics.nc1(point.H, problem.labels, problem.num_classes)
-        happens = {"accuracy": accuracy == 1, "nc1": nc1 < descent.COLLAPSED}
+    def events(iterate: ufm.solvers.Iterate) -> dict[str, jax.Array]:
+        W, H = iterate.point
+        nc1 = ufm.metrics.nc1(H, problem.labels, problem.num_classes)
         return {
-            event: jnp.minimum(first[event], jnp.where(happens[event], step, jnp.inf)) for event in EVENTS
+            "accuracy": ufm.metrics.accuracy(W, H, problem.labels) == 1,
+            "nc1": nc1 < descent.COLLAPSED,
         }
 
-    def unfinished(carry):
-        first, step, state = carry
-        waiting = jnp.isinf(first["accuracy"]) | jnp.isinf(first["nc1"])
-        return waiting & (step < config.steps) & ~state.stalled
+    def both(iterate: ufm.solvers.Iterate) -> jax.Array:
+        found = events(iterate)
+        return found["accuracy"] & found["nc1"]
 
-    def advance(carry):
-        first, step, state = carry
-        state = solver.step(problem, state)
-        return note(first, step + 1, state.iterate.point), step + 1, state
-
-    never = dict.fromkeys(EVENTS, jnp.asarray(jnp.inf, config.dtype))
-    begin = (note(never, 0, start), jnp.int32(0), solver.init(problem, start))
-    return jax.lax.while_loop(unfinished, advance, begin)[0]
+    result = ufm.minimize(
+        problem, start, solver, max_steps=config.steps, tolerance=0.0, record=events, until=both
+    )
+    return {
+        event: jnp.where(jnp.any(happened), jnp.argmax(happened), jnp.inf).astype(config.dtype)
+        for event, happened in result.history.items()
+    }
 
 
 def claims(config: Config, data: Data) -> list[Claim]:

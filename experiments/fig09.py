@@ -42,7 +42,8 @@ def run(config: Config, progress: Progress, store: ufm.trials.Store | None = Non
     def trial(tau: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         problem = ufm.normalized(labels, config.num_classes, tau=tau)
 
-        def measure(point: ufm.Point) -> dict[str, jax.Array]:
+        def record(iterate: ufm.solvers.Iterate) -> dict[str, jax.Array]:
+            point = iterate.point
             return {
                 "nc1": ufm.metrics.nc1(point.H, labels, config.num_classes),
                 "nc2": ufm.metrics.nc2(point.W),
@@ -50,7 +51,7 @@ def run(config: Config, progress: Progress, store: ufm.trials.Store | None = Non
                 "nc4": ufm.metrics.nc4(point.W, point.H, labels),
                 "cdnv": ufm.metrics.cdnv(point.H, labels, config.num_classes),
                 "accuracy": ufm.metrics.accuracy(point.W, point.H, labels),
-                "loss": problem.cost(point),
+                "loss": iterate.value,
             }
 
         start = problem.random_point(key, config.dim, config.dtype)
@@ -61,7 +62,7 @@ def run(config: Config, progress: Progress, store: ufm.trials.Store | None = Non
             ufm.solvers.gradient_descent(),
             max_steps=config.steps,
             tolerance=0.0,
-            measure=measure,
+            record=record,
         )
         W, H = result.point
         return {

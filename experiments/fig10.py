@@ -10,6 +10,7 @@ from experiments import data as datasets
 from experiments import networks, training
 from experiments.experiment import Claim, Data, Experiment, Progress, first_step
 from experiments.fig09 import METRICS, draw_temperatures
+from experiments.store import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +25,19 @@ class Config(networks.NetworkConfig):
     """Channels of the first stage; 64 is ResNet-18's own."""
 
 
+def needed(config: Config) -> list[Network]:
+    """A network of each temperature and trial."""
+    k = datasets.num_classes(config.dataset)
+    setup = training.Setup("resnet18", "normalized", k, config.width, config.recipe)
+    return [
+        networks.network(config, setup, seed, tau) for tau in config.tau for seed in networks.seeds(config)
+    ]
+
+
 def run(config: Config, progress: Progress) -> Data:
+    histories = networks.train(config, needed(config), progress)
+    data = networks.stacked(histories, len(config.tau), config.trials)
     tau = np.asarray(config.tau, np.float32)
-    seed = networks.seeds(config)
-    setup = training.Setup(
-        "resnet18", "normalized", datasets.num_classes(config.dataset), config.width, config.recipe
-    )
-    group = networks.Group("temperatures", setup, np.tile(seed, len(tau)), np.repeat(tau, len(seed)))
-    split = networks.training_split(config)
-    histories = networks.train("fig10", config, [group], split, progress)["temperatures"]
-    shape = (len(tau), len(seed), config.epochs)
-    data = {name: values.reshape(shape) for name, values in histories.items()}
     return {"tau": tau, "epoch": np.arange(1, config.epochs + 1), **data}
 
 
@@ -95,4 +98,5 @@ EXPERIMENT = Experiment(
     run=run,
     claims=claims,
     plot=plot,
+    networks=needed,
 )

@@ -25,7 +25,7 @@ from experiments._measuring import take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import streaming
-from ufm_jax.solvers.base import iterate_at
+from ufm_jax.riemannian.minimize import iterate_at
 
 GIB = 2**30
 PEAK_SIZE = 1500
@@ -124,11 +124,14 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
     """The metrics of a point whose features are spread over devices, without an N x K matrix."""
     W, H = iterate.point
     labels, k = problem.labels, problem.num_classes
+    origin = jnp.mean(H, 0)
     sums = streaming.ClassSums(
-        jax.ops.segment_sum(jnp.ones_like(H[:, 0]), labels, k), jax.ops.segment_sum(H, labels, k)
+        counts=jax.ops.segment_sum(jnp.ones_like(H[:, 0]), labels, k),
+        sums=jax.ops.segment_sum(H - origin, labels, k),
+        origin=origin,
     )
     centres = streaming.centres_of(sums)
-    squares = jax.ops.segment_sum(jnp.sum((H - centres.means[labels]) ** 2, -1), labels, k)
+    squares = jax.ops.segment_sum(jnp.sum(streaming.deviations(centres, H, labels) ** 2, -1), labels, k)
 
     def is_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return (jnp.argmax(logits, -1) != labels).astype(logits.dtype)

@@ -1,10 +1,14 @@
-"""What the experiments on networks share: their config, and training with progress and checkpoints."""
+"""What the experiments on networks share: their config, and training that keeps each finished network."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import queue
+import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -12,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data as datasets
-from experiments import results, training
+from experiments import training
 from experiments.checkpoints import Checkpoints
-from experiments.experiment import Config, Progress, part
+from experiments.experiment import Config, Progress
+from experiments.store import History, Network, Record, Store, others
 from ufm_jax import _checks
 
 _LABELS_SEED = 1
@@ -41,7 +46,7 @@ class NetworkConfig(Config):
     trials: int = 1
     """Networks trained in each setting, from different seeds."""
     at_once: int = 1
-    """Networks trained as one batched program on each device; the others of a setting take turns."""
+    """Networks of a setting trained as one batched program on each device."""
     data_parallel: int = 1
     """Devices that share every batch of each network; they must not be more than there are."""
     batch_norm: training.BatchNorm = "global"
@@ -50,6 +55,8 @@ class NetworkConfig(Config):
     """Of the products in the networks; all else is float32. tf32 has an effect on GPUs and TPUs alone."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
+    reuse: bool = False
+    """Take networks also where other code, or another version of JAX, has trained or begun them."""
 
     @classmethod
     def at_scale(cls, scale: str) -> Self:
@@ -74,16 +81,6 @@ class VariantConfig(NetworkConfig):
     variant: Literal["paper", "released"] = "paper"
     """released: as the authors' released code, which projects the regularized model's classifier to the
     sphere too, keeps a classifier bias, and does not shuffle the full training set."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Networks of one setup: they differ in `seed` and `tau`, one of each a network."""
-
-    name: str
-    setup: training.Setup
-    seed: np.ndarray
-    tau: np.ndarray
 
 
 def check(config: NetworkConfig) -> None:
@@ -117,159 +114,338 @@ def _check_devices(config: NetworkConfig, samples: int) -> None:
             )
 
 
-def training_split(config: NetworkConfig, *, random_labels: bool = False) -> datasets.Split:
-    """The training samples that `config` asks for."""
-    split = datasets.load(config.dataset, "train")
-    split = datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
-    return datasets.random_labels(split, config.seed + _LABELS_SEED) if random_labels else split
+def training_split(config: NetworkConfig) -> datasets.Split:
+    """The training samples that `config` asks for, with their own labels."""
+    return _split(config.dataset, config.samples_per_class, config.seed)
 
 
-def seeds(config: NetworkConfig) -> np.ndarray:
-    """One seed for each trial, (trials,)."""
-    return np.random.default_rng(config.seed).integers(0, 2**31 - 1, config.trials, np.int32)
+def _split(dataset: datasets.Name, samples_per_class: int, seed: int) -> datasets.Split:
+    split = datasets.load(dataset, "train")
+    return datasets.first_of_each_class(split, samples_per_class or None, seed)
 
 
-def train(
-    name: str,
+def seeds(config: NetworkConfig) -> list[int]:
+    """One seed for each trial; those of fewer trials are the first of more."""
+    return np.random.default_rng(config.seed).integers(0, 2**31 - 1, config.trials, np.int32).tolist()
+
+
+def network(
     config: NetworkConfig,
-    groups: Sequence[Group],
-    split: datasets.Split,
-    progress: Progress,
+    setup: training.Setup,
+    seed: int,
+    tau: float,
     *,
-    test: datasets.Split | None = None,
-    around: Callable[[Callable], Callable] = lambda program: program,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Trains every network of `groups` on `split`.
+    random_labels: bool = False,
+    tested: bool = False,
+) -> Network:
+    """The network of `setup` on the data of `config`."""
+    return Network(
+        setup=setup,
+        dataset=config.dataset,
+        samples_per_class=config.samples_per_class,
+        random_labels=random_labels,
+        data_seed=config.seed,
+        seed=seed,
+        tau=float(tau) if setup.model == "normalized" else None,
+        tested=tested,
+    )
 
-    The networks of a group run beside each other, `config.at_once` on each device, or on each
-    `config.data_parallel` devices that share its batches, and in turns where there are more. Checkpoints
-    lie in a hidden folder of `config.out`, and are used by a later run of the same config; the command
-    line removes them once the results are written. The compiled program of an epoch is called
-    as `around(program)`, by which it can be timed.
 
-    Returns:
-        For each group's name its metrics after every epoch, (networks, epochs): those of
-        `training.evaluate` and "loss"; with `test`, the former also of it, as "test_nc1" and so on.
+def check_kept(config: NetworkConfig, networks: Sequence[Network]) -> None:
+    """Raises ValueError where other code or another JAX has trained some, and `config.reuse` is not set.
+
+    Where it is set, the same is said on stderr.
     """
-    whole = datasets.load(config.dataset, "train")
-    data = [training.samples(x, whole) for x in (split, test) if x is not None]
-    places = _places(jax.local_devices(), config.data_parallel)
-    turn = config.at_once * len(places)
-    parts = [
-        (group, start, min(start + turn, len(group.seed)))
-        for group in groups
-        for start in range(0, len(group.seed), turn)
-    ]
-    rows: dict[str, list] = {group.name: [] for group in groups}
-    for i, (group, start, stop) in enumerate(parts):
-        folder = results.run_folder(config, name) / f"{group.name}-{start}-{stop}"
-        rows[group.name].append(
-            _train_beside(
-                group,
-                slice(start, stop),
-                places,
-                data,
-                folder,
-                config,
-                part(progress, i, len(parts)),
-                around,
-            )
-        )
+    store = Store(config.out)
+    kept = [record for network in networks if (record := store.record(network)) is not None]
+    theirs = [record for record in kept if others(record)]
+    if not theirs:
+        return
+    who = ", ".join(sorted({words for record in theirs for words in others(record)}))
+    what = f"{len(theirs)} of {len(networks)} networks in '{store.folder}' were trained by {who}"
+    if not config.reuse:
+        raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them anew.")
+    print(f"{what}: taken as they are (--reuse).", file=sys.stderr)
+
+
+def summary(config: NetworkConfig, networks: Sequence[Network]) -> dict[str, Any]:
+    """How the finished `networks` were trained: the seconds of their epochs together, and by whom."""
+    records = [record for network in networks if (record := Store(config.out).record(network)) is not None]
+    makers = [maker for record in records for maker in record["made_by"]]
     return {
-        name: jax.tree.map(lambda *x: np.concatenate(x), *histories) for name, histories in rows.items()
+        "count": len(records),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "made_by": [maker for i, maker in enumerate(makers) if maker not in makers[:i]],
     }
 
 
-def _places(devices: Sequence[jax.Device], data_parallel: int) -> np.ndarray:
-    """The devices in groups that each train one network, (places, data_parallel); the rest stand idle."""
-    count = len(devices) // data_parallel
-    return np.array(devices[: count * data_parallel]).reshape(count, data_parallel)
-
-
-def _train_beside(
-    group: Group,
-    members: slice,
-    places: np.ndarray,
-    data: list[training.Samples],
-    folder: Path,
+def train(
     config: NetworkConfig,
+    networks: Sequence[Network],
     progress: Progress,
+    *,
+    around: Callable[[Callable], Callable] = lambda program: program,
+) -> list[History]:
+    """The histories of `networks`, which are trained where `config.out` does not have them.
+
+    Threads train networks beside each other, one on each device, or on each `config.data_parallel`
+    devices that share its batches; `config.at_once` of the same setup can be one batched program there.
+    Each is kept in the `Store` of `config.out` as soon as it is finished. The compiled program of an epoch
+    is called as `around(program)`, by which it can be timed.
+
+    Returns:
+        For each network its metrics after every epoch, (epochs,): those of `training.epoch`.
+    """
+    store = Store(config.out)
+    found = {network: history for network in networks if (history := store.history(network)) is not None}
+    missing = [network for network in dict.fromkeys(networks) if network not in found]
+    tally = _Tally(progress, sum(network.epochs for network in missing))
+    places = _places(jax.local_devices(), config.data_parallel)
+    free: queue.SimpleQueue[Place] = queue.SimpleQueue()
+    for place in places:
+        free.put(place)
+
+    def work(batch: list[Network]) -> dict[Network, History]:
+        place = free.get()
+        try:
+            return _train_batch(batch, place, store, config.checkpoint_seconds, tally, around)
+        finally:
+            free.put(place)
+
+    pool = concurrent.futures.ThreadPoolExecutor(len(places))
+    try:
+        batches = [pool.submit(work, batch) for batch in _batches(missing, config.at_once)]
+        for batch in concurrent.futures.as_completed(batches):
+            found |= batch.result()
+    finally:
+        # After Ctrl-C nobody waits for the epochs that still run; what was kept before them stays.
+        tally.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return [found[network] for network in networks]
+
+
+def stacked(histories: Sequence[History], *shape: int) -> History:
+    """The metrics of several networks, each (*shape, epochs)."""
+    return {
+        name: np.stack([history[name] for history in histories]).reshape(*shape, -1)
+        for name in histories[0]
+    }
+
+
+Place = tuple[jax.Device, ...]
+"""The devices that train a network."""
+
+
+def _places(devices: Sequence[jax.Device], data_parallel: int) -> list[Place]:
+    """The devices in groups that each train one network; the rest stand idle."""
+    starts = range(0, len(devices) - data_parallel + 1, data_parallel)
+    places = [tuple(devices[i : i + data_parallel]) for i in starts]
+    if data_parallel == 1 and devices[0].platform == "cpu":
+        # These are one processor, where threads share a device as well, and so what is compiled for it.
+        return places[:1] * len(places)
+    return places
+
+
+def _batches(networks: Sequence[Network], at_once: int) -> list[list[Network]]:
+    """Networks that differ in seed and tau alone, at most `at_once` together."""
+    alike: dict[Network, list[Network]] = {}
+    for network in networks:
+        tau = None if network.tau is None else 1.0
+        alike.setdefault(dataclasses.replace(network, seed=0, tau=tau), []).append(network)
+    return [members[i : i + at_once] for members in alike.values() for i in range(0, len(members), at_once)]
+
+
+class _Stopped(Exception):
+    """The run has failed elsewhere, or was interrupted."""
+
+
+class _Tally:
+    """The epochs that threads have done together, told to `progress` by one of them at a time."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._total = progress, total
+        self._done = 0
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def add(self, epochs: int, note: str) -> None:
+        with self._lock:
+            if self._stopped:
+                raise _Stopped
+            self._done += epochs
+            self._progress(self._done, self._total, note)
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+@dataclasses.dataclass
+class _Member:
+    """A network in training: `state` is that after the last checkpoint, None at the start."""
+
+    network: Network
+    checkpoints: Checkpoints
+    record: Record
+    history: History
+    state: Any
+
+
+def _train_batch(
+    networks: Sequence[Network],
+    place: Place,
+    store: Store,
+    seconds: float,
+    tally: _Tally,
     around: Callable[[Callable], Callable],
-) -> dict[str, np.ndarray]:
-    """The histories of the `members` of `group`, as many on each place as on the others."""
-    count = members.stop - members.start
-    used = max(m for m in range(1, len(places) + 1) if count % m == 0)
-    mesh = Mesh(places[:used], ("network", "batch"))
-    beside, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in [("network",), ()])
-    data = jax.device_put(data, everywhere)
-    seed, tau = jax.device_put((group.seed[members], group.tau[members].astype(np.float32)), beside)
-    start, advance = _programs(group.setup, mesh)
-    epochs = group.setup.recipe.epochs
-    with contextlib.closing(Checkpoints(folder, config.checkpoint_seconds)) as checkpoints:
-        like = jax.eval_shape(start, data, seed, tau)
-        names = sorted(jax.eval_shape(advance, data, like, seed, np.int32(0))[1])
-        history = {name: np.full((count, epochs), np.nan, np.float32) for name in names}
-        found = checkpoints.restore((like, history))
-        if found is None:
-            done, state = 0, start(data, seed, tau)
+) -> dict[Network, History]:
+    """Trains networks of one setup on one place, those that have come equally far as one program."""
+    setup, epochs = networks[0].setup, networks[0].epochs
+    with _IN_TURN:
+        data = jax.device_put(_samples_of(networks[0]), _everywhere(place))
+        like, names = _shapes(setup, place, _shapes_of(data))
+    with contextlib.ExitStack() as opened:
+        by_epoch: dict[int, list[_Member]] = {}
+        for network in networks:
+            checkpoints, record = store.begin(network, seconds)
+            opened.callback(checkpoints.close)
+            history = {name: np.full(epochs, np.nan, np.float32) for name in names}
+            done, (state, history) = checkpoints.restore((like, history)) or (0, (None, history))
+            history = {name: np.array(values) for name, values in history.items()}
+            by_epoch.setdefault(done, []).append(_Member(network, checkpoints, record, history, state))
+        for done, members in sorted(by_epoch.items()):
+            tally.add(done * len(members), "")
+            _train_members(members, done, place, data, store, tally, around)
+        return {member.network: member.history for members in by_epoch.values() for member in members}
+
+
+def _train_members(
+    members: Sequence[_Member],
+    done: int,
+    place: Place,
+    data: tuple[training.Samples, ...],
+    store: Store,
+    tally: _Tally,
+    around: Callable[[Callable], Callable],
+) -> None:
+    """Trains networks of one setup, each after `done` epochs, to their end, and keeps them."""
+    networks = [member.network for member in members]
+    epochs = networks[0].epochs
+    seed = np.array([network.seed for network in networks], np.int32)
+    tau = np.array([network.tau or 1.0 for network in networks], np.float32)
+    with _IN_TURN:
+        start, advance = _programs(networks[0].setup, place, _shapes_of(data), len(members))
+        if done == 0:
+            state = start(data, seed, tau)
         else:
-            done, (state, history) = found
-            state = jax.device_put(state, beside)
-            history = jax.tree.map(np.array, history)
-        advance = around(advance)
-        for epoch in range(done, epochs):
-            state, row = advance(data, state, seed, np.int32(epoch))
+            state = jax.tree.map(lambda *x: np.stack(x), *(member.state for member in members))
+            state = jax.device_put(state, _everywhere(place))
+    for member in members:
+        member.state = None
+    advance = around(advance)
+    for epoch in range(done, epochs):
+        begun = time.perf_counter()
+        state, row = jax.block_until_ready(advance(data, state, seed, np.int32(epoch)))
+        took = (time.perf_counter() - begun) / len(members)
+        row = jax.device_get(row)
+        for i, member in enumerate(members):
             for name, values in row.items():
-                history[name][:, epoch] = values
-            accuracy, nc1 = (history[metric][:, epoch].mean() for metric in ("accuracy", "nc1"))
-            note = f"{group.name}, epoch {epoch + 1}/{epochs}, accuracy {accuracy:.3f}, NC1 {nc1:.3g}"
-            progress(epoch + 1, epochs, note)
-            checkpoints.save(epoch + 1, (state, history), now=epoch + 1 == epochs)
-    return history
+                member.history[name][epoch] = values[i]
+            member.record["epochs"] = epoch + 1
+            member.record["seconds"] += took
+            if epoch + 1 == epochs:
+                store.finish(member.network, member.record, member.history)
+            elif member.checkpoints.due():
+                own = jax.tree.map(lambda x, i=i: x[i], state)
+                member.checkpoints.save(epoch + 1, (own, member.history))
+                store.note(member.network, member.record)
+        accuracy, nc1 = (row[metric].mean() for metric in ("accuracy", "nc1"))
+        note = f"{networks[0].title}, epoch {epoch + 1}/{epochs}, accuracy {accuracy:.3f}, NC1 {nc1:.3g}"
+        tally.add(len(members), note)
+
+
+_IN_TURN = threading.Lock()
+"""Held while data are read and programs compiled, so that a second thread finds what a first has made."""
+
+
+def _samples_of(network: Network) -> tuple[training.Samples, ...]:
+    """What `network` is trained on, and with `tested` the test set."""
+    n = network
+    return _samples(n.dataset, n.samples_per_class, n.random_labels, n.data_seed, n.tested)
+
+
+@functools.lru_cache(maxsize=2)
+def _samples(
+    dataset: datasets.Name, samples_per_class: int, random_labels: bool, data_seed: int, tested: bool
+) -> tuple[training.Samples, ...]:
+    split = _split(dataset, samples_per_class, data_seed)
+    if random_labels:
+        split = datasets.random_labels(split, data_seed + _LABELS_SEED)
+    whole = datasets.load(dataset, "train")
+    splits = [split, datasets.load(dataset, "test")] if tested else [split]
+    return tuple(training.samples(x, whole) for x in splits)
+
+
+def _mesh(place: Place) -> Mesh:
+    return Mesh(np.array(place), ("batch",))
+
+
+def _everywhere(place: Place) -> NamedSharding:
+    return NamedSharding(_mesh(place), PartitionSpec())
+
+
+def _shapes_of(data: tuple[training.Samples, ...]) -> tuple[training.Samples, ...]:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(setup: training.Setup, mesh: Mesh) -> tuple[Callable, Callable]:
-    """Compiled: the start of the networks on a mesh, and an epoch of training and measuring of each."""
-    beside, everywhere = PartitionSpec("network"), PartitionSpec()
-
-    def start(data, seed, tau):
-        return training.init(setup, data[0], seed, tau)
-
-    def advance(data, state, seed, epoch):
-        state, loss = training.train_epoch(setup, data[0], state, seed, epoch)
-        row = {**training.evaluate(setup, data[0], state), "loss": loss}
-        if len(data) > 1:
-            row |= {f"test_{name}": x for name, x in training.evaluate(setup, data[1], state).items()}
-        return state, row
-
-    def compiled(function, specs, out_specs):
-        def of_one_place(data, *arguments):
-            if jax.tree.leaves(arguments[0])[0].shape[0] > 1:
-                axes = [0 if spec == beside else None for spec in specs]
-                return jax.vmap(function, (None, *axes))(data, *arguments)
-            own = [
-                jax.tree.map(lambda x: x[0], x) if spec == beside else x
-                for x, spec in zip(arguments, specs, strict=True)
-            ]
-            return jax.tree.map(lambda x: x[None], function(data, *own))
-
-        # Over the axis "batch" XLA divides the work by itself, see `training`.
-        return jax.jit(
-            jax.shard_map(
-                of_one_place,
-                mesh=mesh,
-                in_specs=(everywhere, *specs),
-                out_specs=out_specs,
-                axis_names={"network"},
-                check_vma=False,
-            )
+def _shapes(
+    setup: training.Setup, place: Place, data: tuple[training.Samples, ...]
+) -> tuple[training.State, list[str]]:
+    """The state of a network of `setup` on `data` of these shapes, and the names of its metrics."""
+    with jax.set_mesh(_mesh(place)):
+        state = jax.eval_shape(functools.partial(training.init, setup), data[0], np.int32(0), np.float32(1))
+        _, row = jax.eval_shape(
+            functools.partial(training.epoch, setup), data, state, np.int32(0), np.int32(0)
         )
+    return state, sorted(row)
 
-    return (
-        compiled(start, (beside, beside), beside),
-        compiled(advance, (beside, beside, everywhere), (beside, beside)),
+
+@functools.lru_cache(maxsize=8)
+def _programs(
+    setup: training.Setup, place: Place, data: tuple[training.Samples, ...], members: int
+) -> tuple[Callable, Callable]:
+    """The start of networks of `setup` on `data` of these shapes, and, compiled, an epoch of each.
+
+    All that is a network's own has a leading axis of `members`.
+    """
+
+    def of_all(function: Callable, axes: tuple[int | None, ...]) -> Callable:
+        if members > 1:
+            return jax.vmap(function, axes)
+
+        def of_one(*arguments: Any) -> Any:
+            own = (
+                x if axis is None else jax.tree.map(lambda x: x[0], x)
+                for x, axis in zip(arguments, axes, strict=True)
+            )
+            return jax.tree.map(lambda x: x[None], function(*own))
+
+        return of_one
+
+    everywhere = _everywhere(place)
+    start = jax.jit(
+        of_all(lambda data, seed, tau: training.init(setup, data[0], seed, tau), (None, 0, 0)),
+        out_shardings=everywhere,
     )
+    epoch = of_all(functools.partial(training.epoch, setup), (None, 0, 0, None))
+    seed, tau = np.zeros(members, np.int32), np.ones(members, np.float32)
+    # Over the axis "batch" XLA divides the work by itself, see `training`.
+    with jax.set_mesh(_mesh(place)):
+        state = jax.eval_shape(start, data, seed, tau)
+        lowered = jax.jit(epoch, in_shardings=everywhere, out_shardings=everywhere).lower(
+            data, state, seed, np.int32(0)
+        )
+        return start, lowered.compile()
 
 
 def describe(config: NetworkConfig) -> str:

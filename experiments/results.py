@@ -35,16 +35,24 @@ def check_writable(out: Path) -> None:
 
 
 def write(
-    experiment: Experiment, config: Config, data: Data, claims: list[Claim], figure: Figure, seconds: float
+    experiment: Experiment,
+    config: Config,
+    data: Data,
+    claims: list[Claim],
+    figure: Figure,
+    seconds: float,
+    networks: dict[str, Any] | None = None,
 ) -> Path:
     """Writes the data, the summary, a table if there is one, and the figure; returns the path of its PNG.
 
-    The files appear together, in place of an earlier run's, once all of them are complete.
+    The summary also says how the `networks` of the run were trained, where it has some. The files appear
+    together, in place of an earlier run's, once all of them are complete.
     """
     with _replacing(config.out / experiment.name) as folder:
         np.savez(folder / "data.npz", allow_pickle=False, **data)
         (folder / "summary.json").write_text(
-            json.dumps(_summary(experiment, config, claims, seconds), indent=2, default=str) + "\n"
+            json.dumps(_summary(experiment, config, claims, seconds, networks), indent=2, default=str)
+            + "\n"
         )
         if experiment.table is not None:
             (folder / "table.md").write_text(experiment.table(config, data) + "\n")
@@ -112,9 +120,14 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _summary(experiment: Experiment, config: Config, claims: list[Claim], seconds: float) -> dict[str, Any]:
+def _summary(
+    experiment: Experiment,
+    config: Config,
+    claims: list[Claim],
+    seconds: float,
+    networks: dict[str, Any] | None,
+) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
-    device = jax.devices()[0]
     return {
         "experiment": experiment.name,
         "scale": fields.get("scale"),
@@ -124,15 +137,21 @@ def _summary(experiment: Experiment, config: Config, claims: list[Claim], second
         "claims": [dataclasses.asdict(claim) | {"holds": bool(claim.holds)} for claim in claims],
         "seconds": round(seconds, 3),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "processes": jax.process_count(),
-            "processor": _processor(),
-            "cores": cores(),
-        },
-        "git": _git(),
+        "device": device(),
+        "git": git(),
+    } | ({} if networks is None else {"networks": networks})
+
+
+def device() -> dict[str, Any]:
+    """The devices here, and the machine they are in."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "processor": _processor(),
+        "cores": cores(),
     }
 
 
@@ -159,19 +178,19 @@ def _processor() -> str | None:
     return platform.processor() or None
 
 
-def _git() -> dict[str, Any] | None:
+def git() -> dict[str, Any] | None:
     """The commit of the checkout this code runs from and whether it has changes; None outside one."""
 
-    def git(*arguments: str) -> str:
+    def ask(*arguments: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(
             ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        tracked = git("ls-files", Path(__file__).name)
+        tracked = ask("ls-files", Path(__file__).name)
         return (
-            {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+            {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
             if tracked
             else None
         )

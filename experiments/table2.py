@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from experiments import comparison
 from experiments import data as datasets
 from experiments.experiment import Claim, Data, Experiment, Progress
+from experiments.store import Network
 
 PAPER = {
     "regularized_resnet18": (0.553, 3.838),
@@ -31,6 +32,8 @@ class Config(comparison.Config):
     """Epochs of training."""
     trials: int = 2
     """Networks trained in each setting, from different seeds."""
+    tau: float = 1.0
+    """Temperature of the normalized networks."""
 
 
 def check(config: Config) -> None:
@@ -38,10 +41,19 @@ def check(config: Config) -> None:
     datasets.load(config.dataset, "test")
 
 
-def run(config: Config, progress: Progress) -> Data:
+def _groups(config: Config) -> dict[str, list[Network]]:
     # The released code does not shuffle the full training set.
     shuffle = config.variant == "paper" or config.samples_per_class != 0
-    return comparison.run("table2", config, progress, test=True, shuffle=shuffle)
+    return comparison.groups(config, [config.tau], tested=True, shuffle=shuffle)
+
+
+def needed(config: Config) -> list[Network]:
+    """A network of each model, architecture and trial."""
+    return comparison.flat(_groups(config))
+
+
+def run(config: Config, progress: Progress) -> Data:
+    return comparison.run(config, _groups(config), progress)
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
@@ -82,7 +94,7 @@ def plot(config: Config, data: Data) -> Figure:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     papers = any(_is_the_papers(config, architecture) for architecture in config.architecture)
     dashes = "; dashed: the paper's" if papers else ""
-    figure.supxlabel(comparison.caption(config) + dashes, fontsize=8)
+    figure.supxlabel(rf"$\tau={config.tau:g}$, {comparison.caption(config)}{dashes}", fontsize=8)
     return figure
 
 
@@ -126,4 +138,5 @@ EXPERIMENT = Experiment(
     claims=claims,
     plot=plot,
     table=table,
+    networks=needed,
 )

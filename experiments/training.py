@@ -8,6 +8,7 @@ means what it means on one device, also where the devices do not divide a batch,
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -102,6 +103,22 @@ def init(setup: Setup, data: Samples, seed: Any, tau: Any) -> State:
     """An untrained network; `seed` decides its parameters, and may be traced, as `tau`."""
     _, params, *rest = nnx.split(_network(setup, data, jax.random.key(seed), tau), nnx.Param, ...)
     return State(params, rest[0], _optimizer(setup, len(data.labels)).init(params))
+
+
+def epoch(
+    setup: Setup, data: Sequence[Samples], state: State, seed: Any, index: Any
+) -> tuple[State, dict[str, jax.Array]]:
+    """The epoch `index` of training on the first split of `data`, and what is measured after it.
+
+    Returns:
+        The state after it, the metrics of `evaluate` and the "loss", and with a second split the former
+        also of it, as "test_nc1" and so on.
+    """
+    state, loss = train_epoch(setup, data[0], state, seed, index)
+    row = {**evaluate(setup, data[0], state), "loss": loss}
+    for test in data[1:]:
+        row |= {f"test_{name}": x for name, x in evaluate(setup, test, state).items()}
+    return state, row
 
 
 def train_epoch(

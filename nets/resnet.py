@@ -22,7 +22,7 @@ from flax import nnx
 
 from nets.convolution import convolve
 from ufm_jax import _checks
-from ufm_jax.manifolds import normalize
+from ufm_jax.riemannian.manifolds import normalize
 
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 Head = Literal["normalized", "plain"]

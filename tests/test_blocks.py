@@ -86,7 +86,8 @@ def run(problem, start, solver):
 
     @jax.jit
     def program(problem, start):
-        return ufm.minimize(problem, start, getattr(ufm.solvers, solver)(), max_steps=6, tolerance=0.0)
+        result = ufm.minimize(problem, start, getattr(ufm.solvers, solver)(), max_steps=6, tolerance=0.0)
+        return result._replace(state=None)  # It keeps slopes, which blocks do not.
 
     compiled = program.lower(problem, start).compile()
     return compiled(problem, start), compiled.as_text()

@@ -6,7 +6,7 @@ import pytest
 
 import ufm_jax as ufm
 from experiments import large
-from ufm_jax.solvers.base import iterate_at
+from ufm_jax.riemannian.minimize import iterate_at
 
 CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64", memory=4.0)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
-from ufm_jax.manifolds import Euclidean, Oblique, Product, normalize
+from ufm_jax.riemannian.manifolds import Euclidean, Oblique, Product, normalize
 
 MANIFOLDS = {
     "oblique": Oblique(),

@@ -7,7 +7,7 @@ import pytest
 
 import ufm_jax as ufm
 from experiments._pymanopt import pymanopt_run
-from ufm_jax.solvers import Status
+from ufm_jax.riemannian import Status
 
 K, N_PER_CLASS, DIM = 10, 5, 32
 LABELS = ufm.balanced_labels(K, N_PER_CLASS)
@@ -146,10 +146,10 @@ class TestStatus:
         assert (result.status, result.steps) == (Status.STALLED, 0)
         jax.tree.map(np.testing.assert_array_equal, result.point, self.start)
 
-    def test_stalled_on_not_a_number(self):
+    def test_a_start_that_is_not_finite_says_so(self):
         bad = jax.tree.map(lambda x: x * jnp.nan, self.start)
         result = self.minimize(bad, max_steps=50)
-        assert (result.status, result.steps) == (Status.STALLED, 0)
+        assert (result.status, result.steps) == (Status.NOT_FINITE, 0)
 
     def test_an_unreachable_tolerance_ends(self):
         result = self.minimize(self.start, max_steps=100_000, tolerance=0.0)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ufm_jax as ufm
 from tests.test_generalized import reference_gnc3
@@ -95,6 +97,51 @@ def test_blocks_of_kept_features_give_the_metrics_of_the_library(batch_size, dty
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4 if dtype == np.float32 else 1e-10)
         assert found[name].dtype == dtype
+
+
+def offset_case(seed, num_classes, dim, offset, spread, shuffled):
+    """Float32 features that share an offset, as after a ReLU; class means differ by about one."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num_classes), 30)
+    shared = offset * max(1, spread) * generator.uniform(0.5, 1, dim)
+    means = generator.normal(size=(num_classes, dim))
+    features = shared + means[labels] + spread * generator.normal(size=(len(labels), dim))
+    order = generator.permutation(len(labels)) if shuffled else np.arange(len(labels))
+    return jnp.asarray(features[order], jnp.float32), jnp.asarray(labels[order])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    sizes=st.sampled_from([(2, 2), (10, 64)]),
+    offset=st.sampled_from([0.0, 10.0, 100.0, 1e3, 1e4]),
+    spread=st.sampled_from([0.01, 0.1, 10.0]),
+    shuffled=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_shared_offset_costs_no_digits(seed, sizes, offset, spread, shuffled):
+    """The last singular value of the means is rounding, which an offset makes larger than any cutoff."""
+    features, labels = offset_case(seed, *sizes, offset, spread, shuffled)
+    found = jax.jit(streaming.measure, static_argnums=3)(jnp.eye(*sizes), features, labels, 64)
+    np.testing.assert_allclose(found["nc1"], reference_nc1(features, labels, sizes[0]), rtol=1e-5)
+    np.testing.assert_allclose(found["cdnv"], reference_cdnv(features, labels, sizes[0]), rtol=1e-5)
+    assert found["nc4"] == pytest.approx(reference_nc4(np.eye(*sizes), features, labels), abs=0.011)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cutoff_knows_the_rounding_about_a_far_origin(seed):
+    """Means of rank 2 in 8 dimensions, sums about 0 of features a thousand times their spread away."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(6), 20)
+    plane = generator.normal(size=(6, 2)) @ generator.normal(size=(2, 8))
+    noise = generator.normal(size=(60, 8))
+    deviations = np.stack([noise, -noise], 1).reshape(120, 8)  # Of sum zero in every class.
+    features = 1000 * generator.uniform(0.5, 1, 8) + plane[labels] + 0.1 * deviations
+    one_hot = jnp.eye(6, dtype=np.float32)[labels]
+    h = jnp.asarray(features, jnp.float32)
+    sums = streaming.ClassSums(one_hot.sum(0), one_hot.T @ h, origin=jnp.zeros(8, np.float32))
+    centres = streaming.centres_of(sums)
+    found = streaming.nc1(centres, streaming.whitened_scatter(centres, h, labels))
+    np.testing.assert_allclose(found, reference_nc1(features, labels, 6), rtol=0.02)
 
 
 def test_no_matrix_is_as_large_as_the_covariance():

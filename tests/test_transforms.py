@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
-from ufm_jax import transforms
+from ufm_jax.riemannian import transforms
 
 
 def matrices(seed, shape, dtype, count=2):

@@ -3,21 +3,20 @@
 from ufm_jax import (
     landscape,
     losses,
-    manifolds,
     metrics,
+    riemannian,
     saddles,
     sharding,
-    solvers,
     streaming,
     theory,
-    transforms,
     trials,
 )
 from ufm_jax._version import __version__
 from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
-from ufm_jax.solvers import Result, Status, minimize
+from ufm_jax.riemannian import Objective, Result, Status, manifolds, minimize, solvers, transforms
 
 __all__ = [
+    "Objective",
     "Point",
     "Problem",
     "Result",
@@ -32,6 +31,7 @@ __all__ = [
     "minimize",
     "normalized",
     "regularized",
+    "riemannian",
     "saddles",
     "sharding",
     "solvers",

@@ -33,6 +33,11 @@ def within(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie between {low} and {high}, but is {value}.")
 
 
+def scalar(name: str, value: Any) -> None:
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} must be a scalar, but has shape {np.shape(value)}.")
+
+
 def no_float64_on_tpu(platform: str, arrays: Any) -> None:
     """`arrays` is a pytree of what has a dtype."""
     if platform == "tpu" and any(x.dtype == np.float64 for x in jax.tree.leaves(arrays)):

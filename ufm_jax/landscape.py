@@ -13,15 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.sparse.linalg import lobpcg_standard
-from jax.flatten_util import ravel_pytree
 
 from ufm_jax import _checks, losses, theory
 from ufm_jax._products import matmul
 from ufm_jax.problems import Point, Problem
+from ufm_jax.riemannian.curvature import eigenpairs, smallest_eigenpair, smallest_eigenvalue, spectrum
 
-_BLOCK = 8
-"""Vectors that LOBPCG iterates on."""
+__all__ = [
+    "Certificate",
+    "Multipliers",
+    "NegativeCurvature",
+    "certify",
+    "check_normalized",
+    "eigenpairs",
+    "hessian_form",
+    "logit_gradient",
+    "multipliers",
+    "negative_curvature",
+    "optimality_gap",
+    "smallest_eigenpair",
+    "smallest_eigenvalue",
+    "spectrum",
+]
 
 
 class Multipliers(NamedTuple):
@@ -134,7 +147,7 @@ def hessian_form(problem: Problem, point: Point, tangent: Point) -> chex.Array:
     Raises:
         ValueError: the problem is not a normalized one.
     """
-    (W, H), (D_W, D_H) = _factors(problem, point), _factors(problem, tangent)
+    (W, H), (D_W, D_H) = _factors(problem, point), tangent
     G, tau = logit_gradient(problem, point), jnp.asarray(problem.tau, H.dtype)
     dM = tau * (matmul(D_H, W.T) + matmul(H, D_W.T))
     _, dG = jax.jvp(_gradient_of_mean_loss(problem), (problem.scores(point),), (dM,))
@@ -269,126 +282,6 @@ def negative_curvature(problem: Problem, point: Point, *, scaled: bool = False) 
     norm = problem.manifold.norm(point, direction)
     direction = optax.tree.scale(jnp.where(exists & (norm > 0), 1 / norm, 0), direction)
     return NegativeCurvature(direction, hessian_form(problem, point, direction))
-
-
-def smallest_eigenvalue(problem: Problem, point: Point, key: chex.PRNGKey) -> chex.Array:
-    """The smallest eigenvalue of the Riemannian Hessian: the first of `smallest_eigenpair`.
-
-    Args:
-        problem: any problem of this library.
-        point: on the problem's manifold, critical or not.
-        key: random key, for the start of the iteration.
-
-    Returns:
-        The eigenvalue, a scalar. Negative, it shows that the point is no minimum; zero or positive, it says
-        nothing of other minima, for which `certify` is there.
-    """
-    return smallest_eigenpair(problem, point, key)[0]
-
-
-def smallest_eigenpair(
-    problem: Problem, point: Point, key: chex.PRNGKey, max_steps: int = 500
-) -> tuple[chex.Array, Point]:
-    """The smallest eigenvalue of the Riemannian Hessian and a unit tangent vector that belongs to it.
-
-    LOBPCG on the tangent space with Hessian-vector products alone, eight vectors at a time: with one or two
-    it stalls near multiple eigenvalues. Points of few entries, where eight do not fit, use `eigenpairs`.
-
-    Args:
-        problem: any problem of this library.
-        point: on the problem's manifold of at least one dimension, critical or not.
-        key: random key of the starting vectors.
-        max_steps: most iterations, eight Hessian-vector products each.
-
-    Returns:
-        The eigenvalue, a scalar, and the eigenvector, shaped like `point`. The eigenvalue's error is of the
-        order of rounding (1e-13 in float64).
-
-    Reference: Knyazev, *Toward the Optimal Preconditioned Eigensolver*, SIAM J. Sci. Comput. 2001.
-    """
-    operator, flat, unflatten = _flat_hessian(problem, point)
-    if flat.size <= 5 * _BLOCK:
-        vector = _flat(jax.tree.map(lambda vectors: vectors[0], eigenpairs(problem, point)[1]))
-    else:
-        # The wanted eigenvalue becomes the largest of `shift - Hess`; the normal space stays at 0, below.
-        start = jax.random.normal(key, (flat.size, _BLOCK), flat.dtype)
-        shift = 2 * _norm_estimate(operator, start[:, 0])
-
-        def shifted(v: chex.Array) -> chex.Array:
-            return shift * _flat(problem.manifold.project(point, unflatten(v))) - operator(v)
-
-        eps = float(jnp.finfo(flat.dtype).eps)
-        tolerance = max(eps, eps ** (2 / 3) / (10 * flat.size))  # Relative residuals of eps^(2/3).
-        columnwise = jax.vmap(shifted, in_axes=1, out_axes=1)
-        vector = lobpcg_standard(columnwise, start, max_steps, tolerance)[1][:, 0]
-    vector = _flat(problem.manifold.project(point, unflatten(vector)))
-    vector = vector / jnp.linalg.norm(vector)
-    # The Rayleigh quotient of the Hessian itself: the shift has cost digits.
-    return matmul(vector, operator(vector)), unflatten(vector)
-
-
-def spectrum(problem: Problem, point: Point) -> chex.Array:
-    """All eigenvalues of the Riemannian Hessian, ascending: the first of `eigenpairs`.
-
-    Args:
-        problem: any problem of this library.
-        point: on the problem's manifold, critical or not.
-
-    Returns:
-        The eigenvalues (D,), as many as the manifold has dimensions.
-    """
-    return eigenpairs(problem, point)[0]
-
-
-def eigenpairs(problem: Problem, point: Point) -> tuple[chex.Array, Point]:
-    """All eigenpairs of the Riemannian Hessian, from its dense matrix: for small problems.
-
-    Args:
-        problem: any problem of this library.
-        point: on the problem's manifold, critical or not.
-
-    Returns:
-        The eigenvalues (D,), ascending, as many as the manifold has dimensions, and unit tangent vectors
-        that belong to them, a point with a leading axis of length D. Time grows with the cube of the
-        entries of the point, memory with their square.
-    """
-    operator, flat, unflatten = _flat_hessian(problem, point)
-    identity = jnp.eye(flat.size, dtype=flat.dtype)
-    matrix = jax.vmap(operator)(identity)
-    # The normal space goes above all else, and is cut off.
-    tangent = jax.vmap(lambda v: _flat(problem.manifold.project(point, unflatten(v))))(identity)
-    above = 2 * jnp.linalg.norm(matrix)
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 + above * (identity - tangent))
-    dimension = problem.manifold.dimension(point)
-    return values[:dimension], jax.vmap(unflatten)(vectors[:, :dimension].T)
-
-
-def _flat(point: Point) -> chex.Array:
-    return ravel_pytree(point)[0]
-
-
-def _flat_hessian(problem: Problem, point: Point):
-    """The Hessian as a map of flat ambient vectors, the point made flat, and the way back."""
-    hessian, project = problem.hessian(point), problem.manifold.project
-    flat, unflatten = ravel_pytree(point)
-
-    def operator(v: chex.Array) -> chex.Array:
-        return _flat(project(point, hessian(project(point, unflatten(v)))))
-
-    return operator, flat, unflatten
-
-
-def _norm_estimate(operator, vector: chex.Array, steps: int = 20) -> chex.Array:
-    """The size of the operator's largest eigenvalue, from below, by the power method."""
-
-    def step(_, carry):
-        v, _ = carry
-        image = operator(v)
-        norm = jnp.linalg.norm(image)
-        return image / jnp.where(norm > 0, norm, 1), norm
-
-    start = (vector / jnp.linalg.norm(vector), jnp.ones((), vector.dtype))
-    return jax.lax.fori_loop(0, steps, step, start)[1]
 
 
 def _case_1(problem: Problem, point: Point, scaled: bool) -> Point:

@@ -7,7 +7,8 @@ Every problem here has one shape: an expensive bilinear part, the scores of the 
 
 The split shows where the time goes: a gradient needs three N x K x d products, one for the scores and two
 to carry the loss's slopes back. An `Evaluation` is the first third, made once a point and kept. A `Problem`
-is a pytree (labels, tau and the decays are leaves), so it passes through `jit` and `vmap` like any array.
+is a pytree (labels, tau, the decays and the metric's weights are leaves), so it passes through `jit` and
+`vmap` like any array.
 
 The scores of all samples are N x K numbers, K/d times as many as the features. Where they would not fit, a
 `block_size` has them made for so many samples at a time, and forgotten: some samples with all of W are a
@@ -16,68 +17,62 @@ then makes its scores again, a fourth product, and a Hessian a seventh.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks, losses
 from ufm_jax._blocks import over_blocks
 from ufm_jax._products import matmul, transposed_matmul
-from ufm_jax.manifolds import Euclidean, Manifold, Oblique
+from ufm_jax.riemannian.manifolds import Euclidean, Manifold, Oblique, Product, Tree, Weighted
+from ufm_jax.riemannian.objective import Evaluation, Objective
 
-Loss = Callable[[chex.Array, chex.Array], chex.Array]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 """A loss per sample: logits (N, K) and labels (N,) to (N,)."""
 
 
 class Point(NamedTuple):
-    """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d)."""
+    """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d).
 
-    W: chex.Array | None
-    H: chex.Array
-
-
-class Evaluation(NamedTuple):
-    """A point with the forward pass made there.
-
-    Attributes:
-        point: where.
-        value: the cost, a scalar.
-        G: the gradient of the mean loss in the scores, (N, K), or (N, N) without a classifier. It shares
-            its exponentials with the loss, so it is made with it. None where scores are made in blocks.
+    Whatever has a part for each is one too: tangent vectors, weights, shapes, shardings.
     """
 
-    point: Point
-    value: chex.Array
-    G: chex.Array | None
+    W: Any
+    H: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Problem(Objective):
     """Minimize `mean_i loss(scores_i, labels_i) + decay.W/2 |W|^2 + decay.H/2 |H|^2` over a manifold.
 
-    Made by `normalized`, `regularized` and `contrastive`, which check their arguments. `labels`, `tau` and
-    `decay` are leaves and may carry a batch axis under `vmap`; the other fields are static.
+    Made by `normalized`, `regularized` and `contrastive`, which check their arguments. `labels`, `tau`,
+    `decay` and the weights of the manifold's metric are leaves and may carry a batch axis under `vmap`; the
+    other fields are static. The cache of an evaluation is G, the gradient of the mean loss in the scores,
+    (N, K), or (N, N) without a classifier: it shares its exponentials with the loss, so it is made with
+    it. It is None where scores are made in blocks.
     """
 
-    labels: chex.Array
-    tau: chex.Numeric
+    labels: jax.Array
+    tau: ArrayLike
     decay: Point | None
     num_classes: int = dataclasses.field(metadata={"static": True})
     loss: Loss = dataclasses.field(metadata={"static": True})
-    manifold: Manifold = dataclasses.field(metadata={"static": True})
+    manifold: Manifold
     has_classifier: bool = dataclasses.field(metadata={"static": True})
     block_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Samples (of each shard) whose scores exist at one time; all of them if None."""
     shards: int = dataclasses.field(default=1, metadata={"static": True})
     """Equal runs of samples that go through their blocks side by side, one a device: `ufm_jax.sharding`."""
 
-    def random_point(self, key: chex.PRNGKey, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
+    def random_point(self, key: jax.Array, dim: int, dtype: DTypeLike | None = None) -> Point:
         """A random start: uniform on the spheres, or standard normal entries where there are none.
 
         Args:
@@ -107,10 +102,11 @@ class Problem:
     @property
     def is_normalized(self) -> bool:
         """Whether classifier rows and features are both unit vectors."""
-        return self.has_classifier and isinstance(self.manifold, Oblique)
+        manifold = self.manifold.manifold if isinstance(self.manifold, Weighted) else self.manifold
+        return self.has_classifier and isinstance(manifold, Oblique)
 
     def check_point(self, point: Point) -> None:
-        """Raises ValueError where the shapes or dtypes of `point` do not fit the problem."""
+        """Raises ValueError where `point` does not fit the problem or, outside `jit`, its manifold."""
         W, H = point
         fits = (W is not None) == self.has_classifier and H.ndim == 2 and len(H) == len(self.labels)
         if fits and W is not None:
@@ -122,19 +118,25 @@ class Problem:
                 f"the point must be floating, with W {wanted} and H ({len(self.labels)}, d) of one dtype, "
                 f"but has W {found} and H {H.shape} {H.dtype}."
             )
+        super().check_point(point)
 
-    def scores(self, point: Point) -> chex.Array:
+    def scores(self, point: Point) -> jax.Array:
         """`tau H W^T` (N, K); without a classifier `tau^2 H H^T` (N, N)."""
         return self._scale(point) * matmul(point.H, self._against(point).T)
 
-    def score_size(self, point: Point) -> chex.Array:
-        """The largest score that rows of these lengths can have: the size at which scores are rounded."""
-        if self.manifold == Oblique():
-            return self._scale(point)
-        longest = [jnp.sqrt(jnp.max(jnp.sum(x**2, -1))) for x in (point.H, self._against(point))]
-        return self._scale(point) * longest[0] * longest[1]
+    def rounding_size(self, evaluation: Evaluation) -> jax.Array:
+        """The larger of the cost and the largest score that rows of these lengths can have, at least 1.
 
-    def cost(self, point: Point) -> chex.Array:
+        The cost is a mean of differences of scores, each an inner product rounded at that size.
+        """
+        point = evaluation.point
+        size = self._scale(point)
+        if not self.is_normalized and self.has_classifier:
+            longest = [jnp.sqrt(jnp.max(jnp.sum(x**2, -1))) for x in (point.H, self._against(point))]
+            size = size * longest[0] * longest[1]
+        return jnp.maximum(jnp.maximum(size, jnp.abs(evaluation.value)), 1)
+
+    def cost(self, point: Point) -> jax.Array:
         """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
         if self.block_size is None:
             mean_loss = self._mean_loss(self.scores(point))
@@ -155,7 +157,7 @@ class Problem:
 
         It is `tau G^T H` for W and `tau G W` for H (equation (15)). In blocks it makes three products.
         """
-        point, _, G = evaluation
+        point, G = evaluation.point, evaluation.cache
         if G is not None:
             return self._pull_back(point, G)
 
@@ -164,31 +166,14 @@ class Problem:
 
         return self._with_decays(self._vector_over_blocks(of_block, point), point)
 
-    def gradient(self, evaluation: Evaluation) -> Point:
-        """The Riemannian gradient, given the forward pass (equations (5) and (6))."""
-        return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
+    def euclidean_hessian(self, evaluation: Evaluation) -> Callable[[Point], Point]:
+        """The Hessian of `cost` in the ambient space, a linear map, given the forward pass: six products.
 
-    def hessian(self, point: Point) -> Callable[[Point], Point]:
-        """The Riemannian Hessian at `point`, a linear map of tangent vectors (equation (8)): six products.
-
-        Exact; what depends on the point alone is computed once. In blocks it makes seven products.
+        In blocks it makes seven products.
         """
-        evaluation = self.evaluate(point)
-        return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
+        return self._euclidean_hessian(evaluation.point, evaluation.cache)
 
-    def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Point) -> Callable[[Point], Point]:
-        """`hessian`, given the forward pass and the gradient in the ambient space."""
-        point = evaluation.point
-        euclidean_hessian = self._euclidean_hessian(point, evaluation.G)
-
-        def apply(tangent: Point) -> Point:
-            return self.manifold.riemannian_hessian(
-                point, euclidean_gradient, euclidean_hessian(tangent), tangent
-            )
-
-        return apply
-
-    def _euclidean_hessian(self, point: Point, G: chex.Array | None = None) -> Callable[[Point], Point]:
+    def _euclidean_hessian(self, point: Point, G: jax.Array | None = None) -> Callable[[Point], Point]:
         """The Hessian of `cost` in the ambient space, a linear map; G of a forward pass, if made."""
         if self.block_size is not None:
 
@@ -214,9 +199,7 @@ class Problem:
         W, H = self._over_blocks(of_block, jnp.zeros_like(self._against(points[0])), *points)
         return Point(W, H) if self.has_classifier else Point(None, W + H)
 
-    def _over_blocks(
-        self, of_block: Callable[..., tuple], zero: chex.ArrayTree, *points: Point
-    ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    def _over_blocks(self, of_block: Callable[..., tuple], zero: Tree, *points: Point) -> tuple[Tree, Tree]:
         """What `of_block(part, *points of its samples)` says of a mean loss, for the mean over all samples.
 
         `part` is the problem of one block, without blocks and decays. The first of the two things returned
@@ -247,14 +230,14 @@ class Problem:
             has_classifier=True,
         )
 
-    def _pull_back(self, point: Point, G: chex.Array) -> Point:
+    def _pull_back(self, point: Point, G: jax.Array) -> Point:
         """The gradient in W and H of `<G, scores>`, G held fixed, plus that of the decays."""
         G = self._scale(point) * G
         if point.W is None:
             return Point(None, matmul(G + G.T, point.H))
         return self._with_decays(Point(self._sum_over_samples(G, point.H), matmul(G, point.W)), point)
 
-    def _sum_over_samples(self, a: chex.Array, b: chex.Array) -> chex.Array:
+    def _sum_over_samples(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """`a.T @ b`; where devices share the samples, each sums its own, and then the sums meet."""
         if self.shards == 1:
             return transposed_matmul(a, b)
@@ -267,28 +250,28 @@ class Problem:
             return gradient
         return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
 
-    def _against(self, point: Point) -> chex.Array:
+    def _against(self, point: Point) -> jax.Array:
         return point.H if point.W is None else point.W
 
-    def _scale(self, point: Point) -> chex.Array:
+    def _scale(self, point: Point) -> jax.Array:
         tau = self._cast(self.tau, point)
         return tau**2 if point.W is None else tau
 
-    def _mean_loss(self, scores: chex.Array) -> chex.Array:
+    def _mean_loss(self, scores: jax.Array) -> jax.Array:
         return jnp.mean(self.loss(scores, self.labels))
 
-    def _decays(self, point: Point) -> chex.Numeric:
+    def _decays(self, point: Point) -> ArrayLike:
         if self.decay is None:
             return 0
         squares = jax.tree.map(lambda rate, x: self._cast(rate, point) * jnp.sum(x**2), self.decay, point)
         return optax.tree.sum(squares) / 2
 
     @staticmethod
-    def _cast(scalar: chex.Numeric, point: Point) -> chex.Array:
+    def _cast(scalar: ArrayLike, point: Point) -> jax.Array:
         return jnp.asarray(scalar, point.H.dtype)
 
 
-def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
+def balanced_labels(num_classes: int, samples_per_class: int) -> jax.Array:
     """Labels of K classes with n samples each: 0 n times, then 1 n times, and so on.
 
     Args:
@@ -311,14 +294,21 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> chex.Array:
 
 
 def normalized(
-    labels: chex.Array,
+    labels: jax.Array,
     num_classes: int,
     loss: Loss = losses.cross_entropy,
-    tau: chex.Numeric = 1.0,
+    tau: ArrayLike = 1.0,
     *,
+    classifier_weight: ArrayLike = 1.0,
+    classifier: Manifold | None = None,
     block_size: int | None = None,
 ) -> Problem:
     """The normalized UFM, problem (4): unit classifier rows and unit features, logits `tau <w_k, h_i>`.
+
+    The metric decides how fast a solver is, not where the minima are. The paper's counts motions of
+    classifiers and of features alike. With n_k samples in class k, w_k feels n_k times the force of a
+    feature: counting its motion n_k times, `classifier_weight=jnp.bincount(labels)`, balances the model
+        (docs/rates.md).
 
     Args:
         labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for
@@ -326,14 +316,17 @@ def normalized(
         num_classes: K, at least 2.
         loss: per-sample loss of logits (N, K) and labels (N,), for example of `ufm_jax.losses`.
         tau: temperature, positive; a scalar, which may be traced.
+        classifier_weight: how often the metric counts a motion of w_k, positive, a scalar or (K,).
+        classifier: where W lives, if not on the unit spheres: for example `ufm.manifolds.Euclidean()` for
+            a free classifier, `ufm.manifolds.Fixed()` for one that stays as the start has it.
         block_size: samples whose logits exist at one time, at least 1; all of them if None.
 
     Returns:
-        The problem, on the oblique manifold.
+        The problem, on the oblique manifold unless `classifier` says otherwise.
 
     Raises:
-        ValueError: K < 2, a label out of range, tau not positive (checked outside `jit`), or
-            `block_size` < 1.
+        ValueError: K < 2, a label out of range, tau or `classifier_weight` not positive (checked outside
+            `jit`), a weight of another shape, a loss of another shape than (N,), or `block_size` < 1.
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3, tau=5.0)
@@ -342,15 +335,34 @@ def normalized(
         ((3, 4), (6, 4))
     """
     _checks.positive("tau", tau)
-    return _problem(labels, num_classes, loss, Oblique(), tau=tau, block_size=block_size)
+    spheres = Oblique()
+    manifold: Manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
+    if not (
+        np.ndim(classifier_weight) == 0
+        and _checks.is_concrete(classifier_weight)
+        and classifier_weight == 1
+    ):
+        manifold = Weighted(manifold, Point(W=_weights(classifier_weight, num_classes), H=1.0))
+    return _problem(labels, num_classes, loss, manifold, tau=tau, block_size=block_size)
+
+
+def _weights(classifier_weight: ArrayLike, num_classes: int) -> ArrayLike:
+    """One weight for all rows of W, or a column with one for each."""
+    _checks.positive("classifier_weight", classifier_weight)
+    shape = np.shape(classifier_weight)
+    if shape not in [(), (num_classes,)]:
+        raise ValueError(
+            f"classifier_weight must be a scalar or have shape ({num_classes},), but has shape {shape}."
+        )
+    return jnp.asarray(classifier_weight)[:, None] if shape else classifier_weight
 
 
 def regularized(
-    labels: chex.Array,
+    labels: jax.Array,
     num_classes: int,
     loss: Loss = losses.cross_entropy,
-    weight_decay: chex.Numeric = 1e-4,
-    feature_decay: chex.Numeric = 1e-4,
+    weight_decay: ArrayLike = 1e-4,
+    feature_decay: ArrayLike = 1e-4,
     *,
     block_size: int | None = None,
 ) -> Problem:
@@ -368,8 +380,8 @@ def regularized(
         The problem, on Euclidean space, without bias.
 
     Raises:
-        ValueError: K < 2, a label out of range, a negative decay (checked outside `jit`), or
-            `block_size` < 1.
+        ValueError: K < 2, a label out of range, a decay that is negative (checked outside `jit`) or no
+            scalar, a loss of another shape than (N,), or `block_size` < 1.
 
     Example:
         >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), num_classes=3)
@@ -380,14 +392,15 @@ def regularized(
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
     NeurIPS 2021.
     """
-    _checks.at_least("weight_decay", weight_decay, 0)
-    _checks.at_least("feature_decay", feature_decay, 0)
+    for name, rate in [("weight_decay", weight_decay), ("feature_decay", feature_decay)]:
+        _checks.scalar(name, rate)
+        _checks.at_least(name, rate, 0)
     decay = Point(weight_decay, feature_decay)
     return _problem(labels, num_classes, loss, Euclidean(), decay=decay, block_size=block_size)
 
 
 def contrastive(
-    labels: chex.Array, num_classes: int, tau: chex.Numeric = 1.0, *, block_size: int | None = None
+    labels: jax.Array, num_classes: int, tau: ArrayLike = 1.0, *, block_size: int | None = None
 ) -> Problem:
     """The supervised contrastive problem, equation (40): unit features and no classifier.
 
@@ -423,18 +436,54 @@ def contrastive(
 
 
 def _problem(
-    labels: chex.Array,
+    labels: jax.Array,
     num_classes: int,
     loss: Loss,
     manifold: Manifold,
     *,
-    tau: chex.Numeric = 1.0,
+    tau: ArrayLike = 1.0,
     decay: Point | None = None,
     has_classifier: bool = True,
     block_size: int | None = None,
 ) -> Problem:
     labels = jnp.asarray(labels)
     _checks.labels_in_range(labels, num_classes)
+    _checks.scalar("tau", tau)
     if block_size is not None:
         _checks.at_least("block_size", block_size, 1)
+    loss = _by_value(loss)
+    if has_classifier:
+        _check_loss(loss, labels, num_classes)
     return Problem(labels, tau, decay, num_classes, loss, manifold, has_classifier, block_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partial:
+    """`functools.partial`, equal to another of the same function and arguments: `jit` knows it again."""
+
+    function: Callable
+    args: tuple
+    keywords: tuple
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self.function(*self.args, logits, labels, **dict(self.keywords))
+
+
+def _by_value(loss: Loss) -> Loss:
+    """The loss, comparable by its parameters where these are plain values."""
+    if not isinstance(loss, functools.partial):
+        return loss
+    equal = _Partial(loss.func, loss.args, tuple(sorted(loss.keywords.items())))
+    try:
+        hash(equal)
+    except TypeError:  # Parameters that are arrays, perhaps traced.
+        return loss
+    return equal
+
+
+def _check_loss(loss: Loss, labels: jax.Array, num_classes: int) -> None:
+    """Raises ValueError where `loss` does not make one number a sample; nothing is computed."""
+    logits = jax.ShapeDtypeStruct((len(labels), num_classes), jnp.float32)
+    shape = jax.eval_shape(loss, logits, labels).shape
+    if shape != labels.shape:
+        raise ValueError(f"loss must give one number a sample, shape {labels.shape}, but gives {shape}.")

@@ -4,6 +4,7 @@
 What they are like is asked of `ufm_jax.landscape`. The paper's Proposition 2 is about them.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ import optax
 from ufm_jax import _checks, theory
 from ufm_jax._products import matmul
 from ufm_jax.landscape import check_normalized
-from ufm_jax.manifolds import normalize
 from ufm_jax.problems import Point, Problem, normalized
-from ufm_jax.solvers import minimize, trust_region
+from ufm_jax.riemannian.manifolds import normalize
+from ufm_jax.riemannian.minimize import Iterate, iterate_at, minimize
+from ufm_jax.riemannian.objective import Objective
+from ufm_jax.riemannian.solvers import trust_region
 
 
 class CriticalPoint(NamedTuple):
@@ -205,34 +208,40 @@ def find_critical_point(
 
     Reference: Nocedal, Wright, *Numerical Optimization* (2006), section 10.3.
     """
-    manifold = problem.manifold
-    most_inner = manifold.dimension(point) if max_inner is None else max_inner
+    most_inner = problem.manifold.dimension(point) if max_inner is None else max_inner
+    result = minimize(problem, point, _LeastGradient(most_inner), max_steps=max_steps, tolerance=tolerance)
+    return CriticalPoint(result.point, result.gradient_norm, result.steps)
 
-    def gradient_at(x: Point) -> tuple[Point, chex.Array]:
-        gradient = problem.gradient(problem.evaluate(x))
-        return gradient, manifold.norm(x, gradient)
 
-    def proceeds(carry):
-        _, (_, norm), damping, steps = carry
-        return (norm > tolerance) & (steps < max_steps) & (damping < 1e12)
+class _LeastGradientState(NamedTuple):
+    iterate: Iterate
+    damping: jax.Array
+    stalled: jax.Array
 
-    def advance(carry):
-        x, (gradient, norm), damping, steps = carry
+
+@dataclasses.dataclass(frozen=True)
+class _LeastGradient:
+    """Levenberg and Marquardt's steps on the squared norm of the gradient."""
+
+    max_inner: int
+
+    def init(self, problem: Objective, point: Point) -> _LeastGradientState:
+        iterate = iterate_at(problem, problem.evaluate(point))
+        return _LeastGradientState(iterate, jnp.ones((), iterate.value.dtype), jnp.array(False))
+
+    def step(self, problem: Objective, state: _LeastGradientState) -> _LeastGradientState:
+        manifold, old, damping = problem.manifold, state.iterate, state.damping
+        x, norm = old.point, old.gradient_norm
         # Steps are asked of the direction of the gradient: its own size would underflow when squared.
-        unit = optax.tree.scale(1 / norm, gradient)
+        unit = optax.tree.scale(1 / norm, old.gradient)
         hessian = problem.hessian(x)
         # A vector that has left the tangent space by rounding would otherwise grow without bound.
         linear = lambda v: manifold.project(x, hessian(manifold.project(x, v)))  # noqa: E731
         normal = lambda v: optax.tree.add_scale(linear(linear(v)), damping * norm**2, v)  # noqa: E731
-        solution, _ = jax.scipy.sparse.linalg.cg(normal, linear(unit), tol=1e-8, maxiter=most_inner)
+        solution, _ = jax.scipy.sparse.linalg.cg(normal, linear(unit), tol=1e-8, maxiter=self.max_inner)
         moved = manifold.retract(x, manifold.project(x, optax.tree.scale(-norm, solution)))
-        proposal = gradient_at(moved)
-        accepted = proposal[1] < norm
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old), (moved, proposal), (x, (gradient, norm))
-        )
-        return *kept, damping * jnp.where(accepted, 0.25, 8), steps + 1
-
-    start = (point, gradient_at(point), jnp.ones((), point.H.dtype), jnp.int32(0))
-    x, (_, norm), _, steps = jax.lax.while_loop(proceeds, advance, start)
-    return CriticalPoint(x, norm, steps)
+        new = iterate_at(problem, problem.evaluate(moved))
+        accepted = new.gradient_norm < norm
+        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        damping = damping * jnp.where(accepted, 0.25, 8)
+        return _LeastGradientState(kept, damping, damping >= 1e12)

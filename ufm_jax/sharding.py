@@ -61,6 +61,7 @@ def shard_problem(problem: Problem, mesh: Mesh) -> Problem:
         labels=jax.device_put(problem.labels, H),
         tau=jax.device_put(problem.tau, W),
         decay=jax.device_put(problem.decay, W),
+        manifold=jax.device_put(problem.manifold, W),
         shards=mesh.size,
     )
 

@@ -24,10 +24,12 @@ A network runs once: its features are kept, N x d, and both folds go over them (
 even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
 
 The definitions are those of `ufm_jax.metrics`. That module squares class means to (M M^T)^+, which suits
-float64; here M is decomposed itself, which loses half as many digits and so serves float32.
+float64; here M is decomposed itself, which loses half as many digits and so serves float32. All sums are
+about an origin, the mean of the first batch: what the features share, as all of them do after a ReLU, is
+subtracted before anything is rounded, and costs no digits.
 
-Reference, for two passes: Chan, Golub, LeVeque, *Algorithms for Computing the Sample Variance*, American
-Statistician 1983.
+Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
+Variance*, American Statistician 1983.
 """
 
 from typing import NamedTuple
@@ -42,10 +44,17 @@ from ufm_jax.metrics import collapse, generalized
 
 
 class ClassSums(NamedTuple):
-    """What the first fold gathers: samples a class (K,), and the sum of their features (K, d)."""
+    """What the first fold gathers.
+
+    Attributes:
+        counts: samples of each class, (K,).
+        sums: of their features minus the origin, (K, d).
+        origin: a point amid the features, (d,); any point gives right sums, a near one keeps more digits.
+    """
 
     counts: chex.Array
     sums: chex.Array
+    origin: chex.Array
 
 
 class Centres(NamedTuple):
@@ -53,15 +62,22 @@ class Centres(NamedTuple):
 
     Attributes:
         counts: samples of each class, (K,).
-        means: of each class, (K, d).
+        origin: a point amid the features, (d,).
+        shifts: the mean of each class minus the origin, (K, d).
         centred: the same minus the mean of all samples, (K, d).
         whitening: (R, d) with R = min(K, d) and `whitening^T whitening = Sigma_B^+`.
     """
 
     counts: chex.Array
-    means: chex.Array
+    origin: chex.Array
+    shifts: chex.Array
     centred: chex.Array
     whitening: chex.Array
+
+    @property
+    def means(self) -> chex.Array:
+        """The mean of each class, (K, d)."""
+        return self.origin + self.shifts
 
 
 def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32) -> ClassSums:
@@ -73,9 +89,11 @@ def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32)
         dtype: floating type of the sums.
 
     Returns:
-        `ClassSums(counts=(K,), sums=(K, d))` of zeros.
+        `ClassSums(counts=(K,), sums=(K, d), origin=(d,))` of zeros; the first batch sets the origin.
     """
-    return ClassSums(jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype))
+    return ClassSums(
+        jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype), jnp.zeros(dim, dtype)
+    )
 
 
 def add_to_class_sums(sums: ClassSums, features: chex.Array, labels: chex.Array) -> ClassSums:
@@ -90,14 +108,22 @@ def add_to_class_sums(sums: ClassSums, features: chex.Array, labels: chex.Array)
         The sums with the batch in them. A product with one-hot labels adds in a fixed order on every
         device, which scattered additions on a GPU would not.
     """
+    if len(labels) == 0:
+        return sums
     one_hot = jax.nn.one_hot(labels, len(sums.counts), dtype=sums.sums.dtype)
-    return ClassSums(sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, features))
+    is_first = jnp.sum(sums.counts) == 0
+    origin = jnp.where(is_first, jnp.mean(features, 0), sums.origin)
+    return ClassSums(
+        sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, features - origin), origin
+    )
 
 
 def centres_of(sums: ClassSums) -> Centres:
     """Class means and the root of the pseudo-inverse of the between-class covariance.
 
-    Singular values of the centred means up to `max(K, d) eps` times the largest count as zero.
+    The centred means M (K, d) have rank K - 1 at most, since the counts weigh them to zero. Of K singular
+    values the last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the
+    largest, and all within the rounding of the sums, `4 eps` times the norm of the means about the origin.
 
     Args:
         sums: of all samples; every class has one, else the means are NaN.
@@ -105,13 +131,29 @@ def centres_of(sums: ClassSums) -> Centres:
     Returns:
         The centres.
     """
-    means = sums.sums / sums.counts[:, None]
-    centred = means - jnp.sum(sums.counts[:, None] * means, 0) / jnp.sum(sums.counts)
+    shifts = sums.sums / sums.counts[:, None]
+    centred = shifts - jnp.sum(sums.counts[:, None] * shifts, 0) / jnp.sum(sums.counts)
     _, values, rows = jnp.linalg.svd(centred, full_matrices=False)
-    is_zero = values <= max(centred.shape) * jnp.finfo(values.dtype).eps * values[0]
+    relative = jnp.maximum(max(centred.shape) * values[0], 4 * jnp.linalg.norm(shifts))
+    is_zero = values <= relative * jnp.finfo(values.dtype).eps
+    is_zero |= jnp.arange(len(values)) >= len(shifts) - 1
     # Sigma_B = M^T M / K, so its inverse root is sqrt(K) / s on the row space of M.
-    scales = jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values))
-    return Centres(sums.counts, means, centred, scales[:, None] * rows)
+    scales = jnp.where(is_zero, 0, len(shifts) ** 0.5 / jnp.where(is_zero, 1, values))
+    return Centres(sums.counts, sums.origin, shifts, centred, scales[:, None] * rows)
+
+
+def deviations(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+    """The features of a batch minus the means of their classes.
+
+    Args:
+        centres: of all samples.
+        features: of this batch, (B, d).
+        labels: their classes in 0..K-1, integers (B,).
+
+    Returns:
+        The differences, (B, d).
+    """
+    return features - centres.origin - centres.shifts[labels]
 
 
 def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
@@ -125,7 +167,7 @@ def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array)
     Returns:
         The part, a scalar at least 0; the parts of all batches add up.
     """
-    return jnp.sum(matmul(features - centres.means[labels], centres.whitening.T) ** 2)
+    return jnp.sum(matmul(deviations(centres, features, labels), centres.whitening.T) ** 2)
 
 
 def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
@@ -139,8 +181,8 @@ def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) ->
     Returns:
         The distances, summed by class, (K,); those of all batches add up.
     """
-    squares = jnp.sum((features - centres.means[labels]) ** 2, -1)
-    return matmul(jax.nn.one_hot(labels, len(centres.means), dtype=squares.dtype).T, squares)
+    squares = jnp.sum(deviations(centres, features, labels) ** 2, -1)
+    return matmul(jax.nn.one_hot(labels, len(centres.counts), dtype=squares.dtype).T, squares)
 
 
 def agreements(
@@ -157,7 +199,8 @@ def agreements(
     Returns:
         Their number, an integer scalar.
     """
-    return jnp.sum(collapse.decisions(W, features, bias) == collapse.nearest(centres.means, features))
+    nearest = collapse.nearest(centres.shifts, features - centres.origin)
+    return jnp.sum(collapse.decisions(W, features, bias) == nearest)
 
 
 def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
@@ -170,7 +213,7 @@ def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
     Returns:
         A scalar, at least 0.
     """
-    return scatter / (jnp.sum(centres.counts) * len(centres.means))
+    return scatter / (jnp.sum(centres.counts) * len(centres.counts))
 
 
 def nc3(W: chex.Array, centres: Centres) -> chex.Array:

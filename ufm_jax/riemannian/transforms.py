@@ -5,8 +5,8 @@ sphere. `riemannian_sgd` is its sibling on the manifold, where gradient and mome
 Parameters are pytrees; every vector along `axis` of every leaf is one point. To constrain some leaves only,
 wrap in `optax.masked`:
 
-    >>> is_classifier = {"encoder": False, "W": True}
-    >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(), is_classifier)
+    >>> is_direction = {"encoder": False, "head": True}
+    >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(), is_direction)
     >>> optimizer = optax.chain(optax.sgd(0.05, momentum=0.9), on_sphere)
 
 Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), sections 3.6, 4.1
@@ -15,13 +15,12 @@ and 8.1.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks
-from ufm_jax.manifolds import Oblique, Tree, normalize
+from ufm_jax.riemannian.manifolds import Oblique, Tree, normalize
 
 
 def project_to_sphere(radius: float = 1.0, axis: int = -1) -> optax.GradientTransformation:
@@ -43,14 +42,14 @@ def project_to_sphere(radius: float = 1.0, axis: int = -1) -> optax.GradientTran
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(0.1), ufm.transforms.project_to_sphere())
-        >>> W = jnp.array([[0.6, 0.8]])
-        >>> updates, _ = optimizer.update(jnp.array([[1.0, 0.0]]), optimizer.init(W), W)
-        >>> print(optax.apply_updates(W, updates).round(4))
+        >>> x = jnp.array([[0.6, 0.8]])
+        >>> updates, _ = optimizer.update(jnp.array([[1.0, 0.0]]), optimizer.init(x), x)
+        >>> print(optax.apply_updates(x, updates).round(4))
         [[0.53  0.848]]
     """
     _checks.positive("radius", radius)
 
-    def project(x: chex.Array, update: chex.Array) -> chex.Array:
+    def project(x: jax.Array, update: jax.Array) -> jax.Array:
         return radius * _directions(x + update, axis) - x
 
     def update(updates: Tree, params: Tree | None = None) -> Tree:
@@ -83,7 +82,7 @@ def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformati
     """
     _checks.within("decay", decay, 0, 1)
 
-    def to_tangent(x: chex.Array, v: chex.Array) -> chex.Array:
+    def to_tangent(x: jax.Array, v: jax.Array) -> jax.Array:
         points, vectors = (jnp.moveaxis(a, axis, -1) for a in (x, v))
         return jnp.moveaxis(Oblique().project(normalize(points), vectors), -1, axis)
 
@@ -126,7 +125,7 @@ def riemannian_sgd(
     )
 
 
-def _directions(x: chex.Array, axis: int) -> chex.Array:
+def _directions(x: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(normalize(jnp.moveaxis(x, axis, -1)), -1, axis)
 
 

@@ -1,0 +1,257 @@
+"""Trained networks, a file each: what no later run trains again.
+
+A file's name is decided by what decides the network and by nothing else, so every experiment finds the
+networks that others have trained, and folders of several machines are brought together by copying.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import nets
+import ufm_jax
+from experiments import data as datasets
+from experiments import results, training
+from experiments.checkpoints import Checkpoints
+
+FORMAT = 1
+"""Part of what decides a network: raised on purpose, where those of earlier code are to be left alone."""
+
+FOLDER = "networks"
+"""Where they lie in the folder of the results."""
+
+History = dict[str, np.ndarray]
+"""Metrics after every epoch, (epochs,) each."""
+
+Record = dict[str, Any]
+"""What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, and `made_by`."""
+
+_DECIDING = [
+    Path(training.__file__),
+    Path(datasets.__file__),
+    *sorted(Path(nets.__path__[0]).glob("*.py")),
+    *(
+        Path(ufm_jax.__path__[0], f"{name}.py")
+        for name in ("_products", "losses", "manifolds", "streaming", "transforms")
+    ),
+    *sorted(Path(ufm_jax.__path__[0], "metrics").glob("*.py")),
+]
+"""The modules that decide a network's numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """All that decides a trained network, but for the kind of device and `FORMAT`.
+
+    A field that comes later has to be left out of `identity` where it has the value that all networks had
+    before it, or every file's name changes.
+
+    Attributes:
+        setup: the architecture, the model, the width and the recipe.
+        dataset: what it is trained on.
+        samples_per_class: of the training set; 0 for all.
+        random_labels: whether labels are dealt anew.
+        data_seed: decides the draw of samples and of labels.
+        seed: decides the start and the order of samples.
+        tau: temperature; None for the regularized model, which has none.
+        tested: whether the metrics of the test set are in its history, too.
+    """
+
+    setup: training.Setup
+    dataset: datasets.Name
+    samples_per_class: int
+    random_labels: bool
+    data_seed: int
+    seed: int
+    tau: float | None
+    tested: bool
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of its training."""
+        return self.setup.recipe.epochs
+
+    @property
+    def title(self) -> str:
+        """What tells it from the other networks of an experiment, for people."""
+        tau = "" if self.tau is None else f" tau={self.tau:g}"
+        return f"{self.setup.architecture} {self.setup.model}{tau} width {self.setup.width}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides it, as JSON."""
+        return {"format": FORMAT, "device": jax.default_backend(), **dataclasses.asdict(self)}
+
+    @property
+    def name(self) -> str:
+        """The name of its file: a few words for people, and a digest of its identity."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        labels = " random labels" if self.random_labels else ""
+        words = f"{self.dataset}{labels} n{self.samples_per_class or 'all'} {self.title} {digest}"
+        return re.sub(r"[ =]", "-", words)
+
+
+class Store:
+    """The networks of one folder of results, finished and in training.
+
+    Finished: a file `NAME.npz` with the history and, inside it, `network.json` with the record. In
+    training: its checkpoints, and the record beside them.
+    """
+
+    def __init__(self, out: Path):
+        """Of the results in `out`; nothing is made before there is something to keep."""
+        self.folder = out / FOLDER
+        self._training = self.folder / ".training"
+        self._maker = origin()  # Here, because Python 3.11 cannot parse in two threads beside each other.
+
+    def history(self, network: Network) -> History | None:
+        """The history of a finished network; None, and a sentence on stderr, where its file is damaged."""
+        file = self._file(network)
+        if not file.exists():
+            return None
+        try:
+            record, history = _read(file)
+            if record["network"] != network.identity:
+                raise ValueError("it holds another network")
+            if any(values.shape != (network.epochs,) for values in history.values()) or not history:
+                raise ValueError("it holds too few epochs")
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy raises whatever its readers meet.
+            print(f"\n'{file}' is damaged ({error}): the network is trained again.", file=sys.stderr)
+            return None
+        return history
+
+    def record(self, network: Network) -> Record | None:
+        """The record of a network that is finished or in training; None where there is none to be read."""
+        for read in (lambda: _read_record(self._file(network)), lambda: self._read_begun(network)):
+            try:
+                return read()
+            except Exception:  # Missing, or damaged, which `history` says.
+                continue
+        return None
+
+    def records(self) -> list[Record]:
+        """The records of all finished networks that can be read."""
+        found = []
+        for file in sorted(self.folder.glob("*.npz")):
+            try:
+                found.append(_read_record(file))
+            except Exception:  # A damaged file is none, until it is trained again.
+                continue
+        return found
+
+    def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
+        """The checkpoints of a network, and its record as this code begins or continues it."""
+        try:
+            record = self._read_begun(network)
+        except Exception:  # Without it nobody knows whose the checkpoints are.
+            shutil.rmtree(self._checkpoints(network), ignore_errors=True)
+            record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
+        if self._maker not in record["made_by"]:
+            record["made_by"].append(self._maker)
+        checkpoints = Checkpoints(self._checkpoints(network), seconds)
+        self.note(network, record)
+        return checkpoints, record
+
+    def note(self, network: Network, record: Record) -> None:
+        """Keeps the record of a network in training."""
+        results.write_file(self._begun(network), _as_json(record))
+
+    def finish(self, network: Network, record: Record, history: History) -> None:
+        """Keeps a finished network, and removes its checkpoints."""
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **history)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.writestr("network.json", _as_json(record))
+        results.write_file(self._file(network), content.getvalue())
+        shutil.rmtree(self._checkpoints(network), ignore_errors=True)
+        self._begun(network).unlink(missing_ok=True)
+
+    def _file(self, network: Network) -> Path:
+        return self.folder / f"{network.name}.npz"
+
+    def _checkpoints(self, network: Network) -> Path:
+        return self._training / network.name
+
+    def _begun(self, network: Network) -> Path:
+        return self._training / f"{network.name}.json"
+
+    def _read_begun(self, network: Network) -> Record:
+        record = json.loads(self._begun(network).read_text(encoding="utf-8"))
+        if record["network"] != network.identity:
+            raise ValueError("it is of another network.")
+        return record
+
+
+def _as_json(record: Record) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
+def _read_record(file: Path) -> Record:
+    with zipfile.ZipFile(file) as archive:
+        return json.loads(archive.read("network.json"))
+
+
+def _read(file: Path) -> tuple[Record, History]:
+    """Both parts of a file; archives carry checksums."""
+    record = _read_record(file)
+    with np.load(file, allow_pickle=False) as arrays:
+        return record, {name: arrays[name] for name in arrays.files if name != "network.json"}
+
+
+@functools.cache
+def origin() -> dict[str, Any]:
+    """Who trains networks here: the code, JAX, the commit and the device."""
+    return {
+        "code": code_digest(),
+        "jax": jax.__version__,
+        "git": results.git(),
+        "device": results.device(),
+    }
+
+
+def others(record: Record) -> set[str]:
+    """What other than this code and this JAX has trained a network, in words."""
+    words = set()
+    for maker in record["made_by"]:
+        git = maker["git"] or {"commit": "unknown", "dirty": False}
+        if maker["code"] != code_digest():
+            words.add(f"code of commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}")
+        if maker["jax"] != jax.__version__:
+            words.add(f"JAX {maker['jax']} (here {jax.__version__})")
+    return words
+
+
+@functools.cache
+def code_digest() -> str:
+    """A digest of the modules that decide a network's numbers, without their comments and docstrings."""
+    hasher = hashlib.sha256()
+    for file in _DECIDING:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [x for x in body if not _is_docstring(x)]  # type: ignore[attr-defined]
+        hasher.update(f"{file.name} {ast.unparse(tree)}".encode())
+    return hasher.hexdigest()[:12]
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

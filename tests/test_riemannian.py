@@ -1,0 +1,378 @@
+"""The solvers on functions that have nothing to do with classes, against other solvers and closed forms."""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import ufm_jax as ufm
+from ufm_jax import riemannian
+from ufm_jax.riemannian.manifolds import Euclidean, Fixed, Oblique, Product, Stiefel, Weighted
+
+SOLVERS = {
+    "gradient_descent": ufm.solvers.gradient_descent(),
+    "conjugate_gradient": ufm.solvers.conjugate_gradient(),
+    "lbfgs": ufm.solvers.lbfgs(),
+    "trust_region": ufm.solvers.trust_region(),
+}
+RNG = np.random.default_rng(0)
+
+
+def symmetric(n):
+    A = RNG.normal(size=(n, n))
+    return A + A.T
+
+
+MATRIX = symmetric(8)
+SCALES = np.array([3.0, 2.0, 1.0])
+
+
+def test_it_knows_nothing_of_classes():
+    folder = Path(riemannian.__file__).parent
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        code = "\n".join(line for line in text.splitlines() if ">>>" not in line)
+        assert not re.search(r"\b(W|H|labels?|classes|num_classes|classifiers?|logits)\b", code), file
+        others = re.findall(r"^\s*(?:from|import) (ufm_jax[\w.]*)(?: import (\w+))?", text, re.M)
+        for module, name in others:
+            assert module.startswith(("ufm_jax.riemannian", "ufm_jax._products")) or name == "_checks", file
+
+
+# Functions whose minima are known otherwise.
+
+
+def eigenvectors(X):
+    """The span of the leading eigenvectors."""
+    return -jnp.trace(X.T @ MATRIX @ X)
+
+
+def brockett(point):
+    """Brockett's cost: its minimum sorts the eigenvectors."""
+    return -jnp.sum(SCALES * jnp.diag(point["X"].T @ MATRIX @ point["X"]))
+
+
+def rosenbrock(x):
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+GRAPH = np.triu(RNG.random((20, 20)) < 0.3, 1).astype(float)
+GRAPH = GRAPH + GRAPH.T
+LAPLACIAN = np.diag(GRAPH.sum(1)) - GRAPH
+
+
+def cut(X):
+    """Minus the value of max-cut's relaxation, in the factors of Burer and Monteiro."""
+    return -jnp.sum(X * (LAPLACIAN @ X)) / 4
+
+
+def max_cut_by_admm(iterations=3000):
+    """The semidefinite program of max-cut by alternating projections (Boyd et al. 2011, section 5)."""
+    n = len(LAPLACIAN)
+    Z = U = np.eye(n)
+    for _ in range(iterations):
+        values, vectors = np.linalg.eigh(Z - U + LAPLACIAN / 4)
+        X = (vectors * np.maximum(values, 0)) @ vectors.T
+        Z = X + U
+        np.fill_diagonal(Z, 1)
+        U = U + X - Z
+    return np.sum(LAPLACIAN * Z) / 4
+
+
+LEADING = np.linalg.eigvalsh(MATRIX)[::-1]
+FUNCTIONS = {
+    "eigenvectors": (eigenvectors, Stiefel(), jnp.zeros((8, 3)), -LEADING[:3].sum()),
+    "brockett": (brockett, Stiefel(), {"X": jnp.zeros((8, 3))}, -SCALES @ LEADING[:3]),
+    "rosenbrock": (rosenbrock, Euclidean(), jnp.zeros(10), 0.0),
+    "max_cut": (cut, Oblique(), jnp.zeros((20, 8)), None),
+}
+
+
+def solve(cost, manifold, solver, like, tolerance=1e-9):
+    objective = ufm.Objective(cost, manifold)
+
+    @jax.jit
+    def from_key(key):
+        # From afar some end in Rosenbrock's other minimum, near x_1 = -1.
+        start = like if cost is rosenbrock else manifold.random_point(key, like)
+        return ufm.minimize(objective, start, solver, max_steps=20_000, tolerance=tolerance)
+
+    return from_key(jax.random.key(2))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_solver_finds_every_minimum(function, solver):
+    cost, manifold, like, minimum = FUNCTIONS[function]
+    if minimum is None:
+        minimum = -max_cut_by_admm()
+    tolerance = 1e-6 if (function, solver) == ("rosenbrock", "gradient_descent") else 1e-9
+    result = solve(cost, manifold, SOLVERS[solver], like, tolerance)
+    assert ufm.Status(int(result.status)) == ufm.Status.CONVERGED
+    np.testing.assert_allclose(result.value, minimum, atol=1e-9 if function != "max_cut" else 1e-6)
+
+
+def test_leading_eigenvectors_equal_scipys():
+    result = solve(brockett, Stiefel(), SOLVERS["trust_region"], {"X": jnp.zeros((8, 3))})
+    _, vectors = scipy.linalg.eigh(MATRIX)
+    overlap = np.abs(np.sum(np.asarray(result.point["X"]) * vectors[:, ::-1][:, :3], axis=0))
+    np.testing.assert_allclose(overlap, 1, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_weighted_metric_has_the_same_minima(solver):
+    weights = {"X": jnp.asarray(3.7), "y": jnp.asarray(RNG.uniform(0.1, 10, 5))}
+    manifold = Weighted(Product({"X": Stiefel(), "y": Euclidean()}), weights)
+    target = RNG.normal(size=5)
+
+    def both(point):
+        return brockett(point) + jnp.sum(jnp.cosh(point["y"] - target))
+
+    like = {"X": jnp.zeros((8, 3)), "y": jnp.zeros(5)}
+    result = solve(both, manifold, SOLVERS[solver], like)
+    np.testing.assert_allclose(result.value, -SCALES @ LEADING[:3] + 5, atol=1e-9)
+    np.testing.assert_allclose(result.point["y"], target, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["conjugate_gradient", "lbfgs"])
+def test_a_hundred_starts_at_once_are_those_one_by_one(solver):
+    objective = ufm.Objective(lambda x: -jnp.vdot(x, MATRIX @ x) / 2, Oblique())
+    starts = Oblique().random_point(jax.random.key(1), jnp.zeros((100, 8)))
+
+    def from_start(x):
+        return ufm.minimize(objective, x, SOLVERS[solver], max_steps=300, tolerance=1e-8)
+
+    together = jax.jit(jax.vmap(from_start))(starts)
+    apart = jax.jit(lambda xs: jax.lax.map(from_start, xs))(starts)
+    # The two programs round differently, which a run amplifies: not all take the same number of steps.
+    assert np.mean(together.steps == apart.steps) > 0.7
+    np.testing.assert_allclose(together.value, apart.value, atol=1e-12)
+    np.testing.assert_allclose(together.point, apart.point, atol=1e-6)
+    assert np.sum(np.isclose(together.value, -LEADING[0] / 2, atol=1e-9)) > 95
+
+
+# What `minimize` offers.
+
+QUARTIC = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4 + x**2), Euclidean())
+START = jnp.array([3.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_resuming_is_the_same_as_not_stopping(solver):
+    whole = ufm.minimize(
+        QUARTIC, START, SOLVERS[solver], max_steps=9, tolerance=0, record=lambda i: i.value
+    )
+    part = ufm.minimize(QUARTIC, START, SOLVERS[solver], max_steps=4, tolerance=0, record=lambda i: i.value)
+    rest = ufm.solvers.resume(
+        QUARTIC, part.state, SOLVERS[solver], max_steps=5, tolerance=0, record=lambda i: i.value
+    )
+    np.testing.assert_allclose(np.append(part.history, rest.history[1:]), whole.history, rtol=1e-12)
+    np.testing.assert_allclose(rest.point, whole.point, rtol=1e-12)
+
+
+def test_until_stops_where_it_says_and_record_sees_the_iterate():
+    solver = SOLVERS["conjugate_gradient"]
+    result = ufm.minimize(
+        QUARTIC,
+        START,
+        solver,
+        record=lambda iterate: (iterate.value, iterate.gradient_norm),
+        until=lambda iterate: iterate.value < 5,
+    )
+    values, norms = result.history
+    assert result.status == ufm.Status.STOPPED
+    assert values[result.steps] < 5 <= values[result.steps - 1]
+    np.testing.assert_allclose(values[0], QUARTIC.cost(START))
+    np.testing.assert_allclose(norms[0], np.linalg.norm(jax.grad(QUARTIC.cost)(START)))
+    at_once = ufm.minimize(QUARTIC, START, solver, until=lambda iterate: jnp.array(True))
+    assert (at_once.status, at_once.steps) == (ufm.Status.STOPPED, 0)
+    with pytest.raises(ValueError, match="give one of them"):
+        ufm.minimize(QUARTIC, START, solver, record=lambda i: 0, measure=lambda x: 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_step_to_where_the_cost_is_not_finite_is_refused(solver, bad, dtype):
+    """The cost falls towards x = 1 and is no number beyond it."""
+    objective = ufm.Objective(lambda x: jnp.where(x[0] > 1, bad, (x[0] - 3) ** 2), Euclidean())
+
+    @jax.jit
+    def run(start):
+        return ufm.minimize(objective, start, SOLVERS[solver], max_steps=200)
+
+    result = run(jnp.zeros(1, dtype))
+    assert np.isfinite(result.value)
+    assert 0 < result.point[0] <= 1
+    assert result.status == ufm.Status.STALLED
+    beyond = run(jnp.full(1, 2, dtype))
+    assert (beyond.status, beyond.steps) == (ufm.Status.NOT_FINITE, 0)
+
+
+def test_solvers_and_losses_are_equal_where_their_parameters_are():
+    assert ufm.solvers.gradient_descent() == ufm.solvers.gradient_descent()
+    assert ufm.solvers.lbfgs(5) != ufm.solvers.lbfgs()
+    labels = ufm.balanced_labels(3, 2)
+
+    def problem(gamma):
+        return ufm.normalized(labels, 3, loss=functools.partial(ufm.losses.focal, gamma=gamma))
+
+    assert problem(2.0).loss == problem(2.0).loss != problem(3.0).loss
+
+    @functools.partial(jax.jit, static_argnames="solver")
+    @chex.assert_max_traces(n=1)
+    def run(problem, start, solver):
+        return ufm.minimize(problem, start, solver, max_steps=3).value
+
+    start = problem(2.0).random_point(jax.random.key(0), 4)
+    for _ in range(3):
+        run(problem(2.0), start, ufm.solvers.conjugate_gradient())
+
+
+def test_a_point_off_the_manifold_is_refused():
+    frame = ufm.theory.simplex_etf(4, 8)
+    labels = ufm.balanced_labels(4, 3)
+    problem = ufm.normalized(labels, 4)
+    far = ufm.Point(10 * frame, 10 * frame[labels])
+    with pytest.raises(ValueError, match=r"on the manifold Oblique\(\), but W is 18 away"):
+        ufm.minimize(problem, far, SOLVERS["trust_region"])
+    with pytest.raises(ValueError, match="on the manifold"):
+        ufm.landscape.certify(problem, far)
+    jax.jit(lambda point: ufm.minimize(problem, point, SOLVERS["trust_region"], max_steps=1))(far)
+    near = jax.tree.map(
+        lambda x: jnp.asarray(x, "float32").astype("float64"), ufm.Point(frame, frame[labels])
+    )
+    ufm.minimize(problem, near, SOLVERS["gradient_descent"], max_steps=1)
+    with pytest.raises(ValueError, match="floating arrays of one dtype, but has int"):
+        ufm.minimize(QUARTIC, jnp.arange(3), SOLVERS["lbfgs"])
+    with pytest.raises(ValueError, match="no array"):
+        ufm.minimize(QUARTIC, {}, SOLVERS["lbfgs"])
+
+
+def test_a_classifier_may_be_free_or_fixed():
+    labels = ufm.balanced_labels(3, 2)
+    frame = ufm.theory.simplex_etf(3, 4)
+    problem = ufm.normalized(labels, 3, classifier=Fixed())
+    start = problem.random_point(jax.random.key(0), 4)._replace(W=frame)
+    result = ufm.minimize(problem, start, SOLVERS["lbfgs"], tolerance=1e-9)
+    np.testing.assert_array_equal(result.point.W, frame)
+    np.testing.assert_allclose(result.point.H, frame[labels], atol=1e-7)  # The minimum for this classifier.
+    free = ufm.normalized(labels, 3, classifier=Euclidean())
+    result = ufm.minimize(free, start, SOLVERS["conjugate_gradient"], max_steps=30)
+    assert result.value < 0.1  # Rows of W grow without end.
+    np.testing.assert_allclose(jnp.linalg.norm(result.point.H, axis=1), 1)
+
+
+# The metric.
+
+
+@pytest.mark.parametrize("weight", [5.0, np.array([1.0, 2.0, 7.0])])
+def test_the_weighted_hessian_is_a_generalized_eigenproblem(weight):
+    labels = ufm.balanced_labels(3, 2)
+    problem, plain = (ufm.normalized(labels, 3, classifier_weight=w, tau=2.0) for w in (weight, 1.0))
+    point = plain.random_point(jax.random.key(3), 4)
+    values, vectors = ufm.landscape.eigenpairs(plain, point)
+    basis = jnp.concatenate([vectors.W.reshape(len(values), -1), vectors.H.reshape(len(values), -1)], 1)
+    scale = np.concatenate([np.broadcast_to(np.reshape(weight, (-1, 1)), (3, 4)).ravel(), np.ones(24)])
+    expected = scipy.linalg.eigh(np.diag(values), (basis * scale) @ basis.T, eigvals_only=True)
+    np.testing.assert_allclose(ufm.landscape.spectrum(problem, point), expected, atol=1e-12)
+    value, vector = ufm.landscape.smallest_eigenpair(problem, point, jax.random.key(0))
+    np.testing.assert_allclose(value, expected[0], atol=1e-10)
+    np.testing.assert_allclose(problem.manifold.norm(point, vector), 1, rtol=1e-10)
+    chex.assert_trees_all_close(
+        problem.hessian(point)(vector), jax.tree.map(lambda x: value * x, vector), atol=1e-6
+    )
+
+
+def test_weights_must_scale_whole_points():
+    x = Oblique().random_point(jax.random.key(0), jnp.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"broadcast to \(3, 1\).* has shape \(3, 4\)"):
+        Weighted(Oblique(), jnp.ones((3, 4))).norm(x, x)
+    with pytest.raises(ValueError, match=r"broadcast to \(1, 1\)"):
+        Weighted(Stiefel(), jnp.ones((4, 1))).norm(x.T, x.T)
+    with pytest.raises(ValueError, match="positive"):
+        Weighted(Oblique(), -1.0)
+    labels = ufm.balanced_labels(3, 2)
+    with pytest.raises(ValueError, match=r"classifier_weight must be a scalar or have shape \(3,\)"):
+        ufm.normalized(labels, 3, classifier_weight=jnp.ones(6))
+    with pytest.raises(ValueError, match="weight_decay must be a scalar"):
+        ufm.regularized(labels, 3, weight_decay=np.ones(3))
+    for loss in (lambda z, y: z, lambda z, y: jnp.sum(z)):
+        with pytest.raises(ValueError, match=r"one number a sample, shape \(6,\)"):
+            ufm.normalized(labels, 3, loss=loss)
+
+
+def test_the_smallest_eigenvalue_of_a_zero_hessian_is_zero():
+    """At collapse and tau = 300 all slopes are below the smallest float64."""
+    labels, frame = ufm.balanced_labels(4, 3), ufm.theory.simplex_etf(4, 8)
+    problem = ufm.normalized(labels, 4, tau=300.0)
+    value, vector = ufm.landscape.smallest_eigenpair(
+        problem, ufm.Point(frame, frame[labels]), jax.random.key(0)
+    )
+    assert abs(value) < 1e-100
+    np.testing.assert_allclose(problem.manifold.norm(None, vector), 1)
+
+
+# Diagnostics.
+
+MANIFOLDS = {
+    "euclidean": (Euclidean(), jnp.zeros((3, 4))),
+    "oblique": (Oblique(), jnp.zeros((3, 4))),
+    "stiefel": (Stiefel(), jnp.zeros((2, 5, 3))),
+    "product": (
+        Product({"a": Oblique(), "b": Stiefel()}),
+        {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4, 2))},
+    ),
+    "weighted": (Weighted(Oblique(), jnp.array([[2.0], [5.0], [0.3]])), jnp.zeros((3, 4))),
+}
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_the_manifolds_and_the_derivatives_on_them_are_right(name):
+    manifold, like = MANIFOLDS[name]
+    keys = jax.random.split(jax.random.key(4), 3)
+    point = manifold.random_point(keys[0], like)
+    found = riemannian.check_manifold(manifold, point, keys[1])
+    assert found.passed, found.message
+    target = manifold.random_point(keys[2], like)
+
+    def cost(x):
+        return sum(
+            jnp.sum(jnp.sin(a * b) + a**3) for a, b in zip(*map(jax.tree.leaves, (x, target)), strict=True)
+        )
+
+    for check in (riemannian.check_gradient, riemannian.check_hessian):
+        found = check(ufm.Objective(cost, manifold), point, keys[1])
+        assert found.passed, found.message
+        assert abs(found.slope - found.expected_slope) < 0.1
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Wrong(Oblique):
+    def project_leaf(self, x, v):
+        return v - x * jnp.sum(x * v, axis=-1, keepdims=True) / 2
+
+
+class WrongHessian(ufm.Objective):
+    def euclidean_hessian(self, evaluation):
+        return lambda tangent: jax.tree.map(lambda t: t * jnp.arange(t.size).reshape(t.shape), tangent)
+
+
+def test_the_diagnostics_see_what_is_wrong():
+    key, point = jax.random.key(0), Oblique().random_point(jax.random.key(1), jnp.zeros((2, 3)))
+    found = riemannian.check_manifold(Wrong(), point, key)
+    assert not found.passed
+    assert "projection not idempotent" in found.message
+    cost = lambda x: jnp.sum(x**3)  # noqa: E731
+    found = riemannian.check_hessian(WrongHessian(cost, Oblique()), point, key)
+    assert not found.passed
+    assert "slope 2.0" in found.message
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    found.plot(figure.subplots())

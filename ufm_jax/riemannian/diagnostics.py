@@ -1,0 +1,294 @@
+"""Tests to run before trusting a formula: of gradients, Hessians and manifolds.
+
+They are those of Manopt and pymanopt. Along a curve from a point the error of the Taylor polynomial of
+degree p shrinks like the power p + 1 of the step: on logarithmic axes it is a line of slope 2 for a right
+gradient, 3 for a right Hessian. Run them in float64; in float32 rounding leaves too short a line.
+
+Reference: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), sections 4.8 and 6.8.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from ufm_jax.riemannian.manifolds import Manifold, Tree
+from ufm_jax.riemannian.objective import Objective
+
+_STEPS = 51
+"""Steps at which the error of a polynomial is measured, between 1e-8 and 1 times the first."""
+
+_WINDOW = 10
+"""Steps in the stretch of the line whose slope is taken."""
+
+
+class TaylorCheck(NamedTuple):
+    """What `check_gradient` and `check_hessian` found.
+
+    Attributes:
+        passed: whether all is as it should be, bool.
+        message: one sentence: that it is, or what is wrong.
+        slope: of the error on logarithmic axes, where it is steadiest.
+        expected_slope: 2 for a gradient, 3 for a Hessian.
+        steps: step sizes along the curve, (51,).
+        errors: of the polynomial there, (51,).
+        residuals: by name, numbers that should be 0: relative lengths of what is not tangent, linear or
+            symmetric.
+    """
+
+    passed: bool
+    message: str
+    slope: float
+    expected_slope: float
+    steps: np.ndarray
+    errors: np.ndarray
+    residuals: dict[str, float]
+
+    def plot(self, axes: Any) -> None:
+        """Draws the errors, and a line of the expected slope, on Matplotlib's `axes`."""
+        axes.loglog(self.steps, self.errors)
+        reach = self.errors[-1] * (self.steps / self.steps[-1]) ** self.expected_slope
+        axes.loglog(self.steps, reach, "--")
+        axes.set(xlabel="step", ylabel="error of the Taylor polynomial", title=self.message)
+        axes.legend([f"error, slope {self.slope:.2f}", f"slope {self.expected_slope:g}"])
+
+
+class ManifoldCheck(NamedTuple):
+    """What `check_manifold` found.
+
+    Attributes:
+        passed: whether all is as it should be, bool.
+        message: one sentence: that it is, or what is wrong.
+        residuals: by name, numbers that should be 0.
+    """
+
+    passed: bool
+    message: str
+    residuals: dict[str, float]
+
+
+def check_gradient(
+    objective: Objective, point: Tree, key: jax.Array, tangent: Tree | None = None
+) -> TaylorCheck:
+    """Compares the Riemannian gradient with the cost along a curve, in the metric of the manifold.
+
+    Args:
+        objective: whose gradient.
+        point: on the manifold, float64; not a critical point, where any gradient looks right.
+        key: random key of the direction.
+        tangent: the direction, a tangent vector; a random one of unit norm if None.
+
+    Returns:
+        The `TaylorCheck`: the error of `cost + t <gradient, tangent>` has slope 2, and the gradient is
+        tangent.
+
+    Raises:
+        ValueError: the point is not one of the objective's.
+
+    Example:
+        >>> class Wrong(ufm.Objective):
+        ...     def euclidean_gradient(self, evaluation):
+        ...         return 2 * super().euclidean_gradient(evaluation)
+        >>> with jax.enable_x64():
+        ...     point = jnp.array([0.6, 0.8])
+        ...     for kind in (ufm.Objective, Wrong):
+        ...         objective = kind(lambda x: x[0] ** 3, ufm.manifolds.Oblique())
+        ...         print(ufm.riemannian.check_gradient(objective, point, jax.random.key(0)).message)
+        The gradient seems right.
+        The gradient is wrong: the error of the linear model has slope 1.00 and not 2.
+    """
+    objective.check_point(point)
+    manifold = objective.manifold
+    tangent = manifold.random_tangent(key, point) if tangent is None else tangent
+    gradient = objective.gradient(objective.evaluate(point))
+    slope = manifold.inner_product(point, gradient, tangent)
+    residuals = {
+        "not tangent": _relative(manifold, point, _normal_part(manifold, point, gradient), gradient)
+    }
+    return _taylor("gradient", "linear", objective, point, tangent, [slope], residuals)
+
+
+def check_hessian(
+    objective: Objective, point: Tree, key: jax.Array, tangent: Tree | None = None
+) -> TaylorCheck:
+    """Compares the Riemannian Hessian with the cost along a curve, in the metric of the manifold.
+
+    The curve is the geodesic, where the manifold has `exp`, and else the retraction: one that is not of
+    second order shows a right Hessian only at critical points.
+
+    Args:
+        objective: whose Hessian.
+        point: on the manifold, float64.
+        key: random key of the directions.
+        tangent: the direction, a tangent vector; a random one of unit norm if None.
+
+    Returns:
+        The `TaylorCheck`: the error of the quadratic model has slope 3, and the Hessian is tangent, linear
+        and symmetric.
+
+    Raises:
+        ValueError: the point is not one of the objective's.
+
+    Example:
+        >>> with jax.enable_x64():
+        ...     objective = ufm.Objective(lambda x: x[0] ** 3, ufm.manifolds.Oblique())
+        ...     found = ufm.riemannian.check_hessian(objective, jnp.array([0.6, 0.8]), jax.random.key(0))
+        >>> print(found.message)
+        The Hessian seems right.
+    """
+    objective.check_point(point)
+    manifold = objective.manifold
+    of_tangent, of_other = jax.random.split(key)
+    tangent = manifold.random_tangent(of_tangent, point) if tangent is None else tangent
+    other = manifold.random_tangent(of_other, point)
+    evaluation = objective.evaluate(point)
+    hessian = objective.hessian(point)
+    image, other_image = hessian(tangent), hessian(other)
+
+    def inner(a: Tree, b: Tree) -> jax.Array:
+        return manifold.inner_product(point, a, b)
+
+    together = hessian(optax.tree.add_scale(tangent, -0.7, other))
+    apart = optax.tree.add_scale(image, -0.7, other_image)
+    size = manifold.norm(point, image) + manifold.norm(point, other_image)
+    scale = float(jnp.where(size > 0, size, 1))
+    residuals = {
+        "not tangent": _relative(manifold, point, _normal_part(manifold, point, image), image),
+        "not linear": float(manifold.norm(point, optax.tree.sub(together, apart))) / scale,
+        "not symmetric": abs(float(inner(image, other) - inner(tangent, other_image))) / scale,
+    }
+    slope = inner(objective.gradient(evaluation), tangent)
+    return _taylor(
+        "Hessian", "quadratic", objective, point, tangent, [slope, inner(image, tangent)], residuals
+    )
+
+
+def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldCheck:
+    """Checks at one point that a manifold's methods are what they claim to be.
+
+    The projection is idempotent, symmetric and of the stated rank; the retraction stays on the manifold,
+    is the identity at 0 and has the right velocity; random points lie on the manifold;
+    `riemannian_gradient` is the gradient in the metric; random tangents are tangent and of unit norm.
+
+    Args:
+        manifold: of this library or of one's own.
+        point: on it, float64, of at most a few hundred entries: the projection's rank is counted.
+        key: random key of the vectors.
+
+    Returns:
+        The `ManifoldCheck`.
+
+    Example:
+        >>> with jax.enable_x64():
+        ...     x = jnp.eye(4)[:, :2]
+        ...     found = ufm.riemannian.check_manifold(ufm.manifolds.Stiefel(), x, jax.random.key(0))
+        >>> print(found.message)
+        The manifold seems right.
+    """
+    keys = jax.random.split(key, 4)
+    a, b = (jax.tree.map(lambda x, k=k: jax.random.normal(k, x.shape, x.dtype), point) for k in keys[:2])
+    tangent = manifold.random_tangent(keys[2], point)
+    projected = manifold.project(point, a)
+    zero = optax.tree.zeros_like(point)
+    t = float(jnp.finfo(jax.tree.leaves(point)[0].dtype).eps) ** (1 / 3)
+    ahead, back = (manifold.retract(point, optax.tree.scale(s, tangent)) for s in (t, -t))
+    velocity = optax.tree.scale(1 / (2 * t), optax.tree.sub(ahead, back))
+    far = manifold.retract(point, tangent)
+    random = manifold.random_point(keys[3], point)
+    gradient = manifold.riemannian_gradient(point, a)
+    flat, unflatten = ravel_pytree(point)
+    matrix = jax.vmap(lambda v: ravel_pytree(manifold.project(point, unflatten(v)))[0])(
+        jnp.eye(flat.size, dtype=flat.dtype)
+    )
+
+    def length(v: Tree) -> float:
+        return float(optax.tree.norm(v))
+
+    def moved(x: Tree) -> float:
+        return length(optax.tree.sub(manifold.retract(x, zero), x))
+
+    residuals = {
+        "projection not idempotent": length(optax.tree.sub(manifold.project(point, projected), projected)),
+        "projection not symmetric": abs(
+            float(optax.tree.vdot(projected, b) - optax.tree.vdot(a, manifold.project(point, b)))
+        ),
+        "projection not of the stated dimension": abs(float(jnp.trace(matrix)) - manifold.dimension(point)),
+        "retract(x, 0) not x": moved(point),
+        "retraction off the manifold": moved(far),
+        "retraction of another velocity": length(optax.tree.sub(velocity, tangent)),
+        "random point off the manifold": moved(random),
+        "random tangent not tangent": length(_normal_part(manifold, point, tangent)),
+        "random tangent not of unit norm": abs(float(manifold.norm(point, tangent)) - 1),
+        "gradient not that of the metric": abs(
+            float(manifold.inner_product(point, gradient, tangent) - optax.tree.vdot(a, tangent))
+        ),
+    }
+    tolerance = 100 * t**2 * max(1, flat.size**0.5)
+    wrong = [f"{name} ({size:.2g})" for name, size in residuals.items() if not size <= tolerance]
+    message = f"The manifold is wrong: {'; '.join(wrong)}." if wrong else "The manifold seems right."
+    return ManifoldCheck(not wrong, message, residuals)
+
+
+def _normal_part(manifold: Manifold, point: Tree, vector: Tree) -> Tree:
+    return optax.tree.sub(vector, manifold.project(point, vector))
+
+
+def _relative(manifold: Manifold, point: Tree, part: Tree, whole: Tree) -> float:
+    size = manifold.norm(point, whole)
+    return float(manifold.norm(point, part) / jnp.where(size > 0, size, 1))
+
+
+def _taylor(name, model, objective, point, tangent, derivatives, residuals) -> TaylorCheck:
+    """Compares the cost along a curve with the polynomial of these derivatives at 0."""
+    degree, curve = len(derivatives), _curve(objective.manifold, point, tangent)
+    dtype = jax.tree.leaves(point)[0].dtype
+    steps = jnp.logspace(-8, 0, _STEPS, dtype=dtype)
+
+    def cost_at(t: jax.Array) -> jax.Array:
+        return objective.cost(curve(point, optax.tree.scale(t, tangent)))
+
+    value, costs = objective.cost(point), jax.lax.map(cost_at, steps)
+    polynomial = value + steps * derivatives[0]
+    if degree == 2:
+        polynomial += steps**2 / 2 * derivatives[1]
+    errors = np.abs(np.asarray(costs - polynomial))
+    rounding = float(10 * jnp.finfo(dtype).eps * objective.rounding_size(objective.evaluate(point)))
+    slope, is_exact = _steadiest_slope(np.asarray(steps), errors, rounding)
+    tolerance = float(jnp.finfo(dtype).eps) ** 0.5
+    wrong = [f"it is {what} ({size:.2g})" for what, size in residuals.items() if not size <= tolerance]
+    # A model without error, as of a linear cost, has no slope; a steeper one is no fault either.
+    if not is_exact and not slope >= degree + 1 - 0.1:
+        wrong.append(f"the error of the {model} model has slope {slope:.2f} and not {degree + 1}")
+    message = f"The {name} is wrong: {', and '.join(wrong)}." if wrong else f"The {name} seems right."
+    return TaylorCheck(not wrong, message, slope, degree + 1.0, np.asarray(steps), errors, residuals)
+
+
+def _curve(manifold: Manifold, point: Tree, tangent: Tree) -> Callable[[Tree, Tree], Tree]:
+    """The geodesic, if the manifold has it, else the retraction."""
+    try:
+        jax.eval_shape(manifold.exp, point, tangent)
+    except NotImplementedError:
+        return manifold.retract
+    return manifold.exp
+
+
+def _steadiest_slope(steps: np.ndarray, errors: np.ndarray, rounding: float) -> tuple[float, bool]:
+    """The slope where the errors, above rounding, are most like a line; and whether none are above it."""
+    above = errors > rounding
+    if above.sum() < _WINDOW:
+        return float("nan"), bool(np.all(errors <= 10 * rounding))
+    x, y = np.log10(steps), np.log10(np.maximum(errors, np.finfo(errors.dtype).tiny))
+    best, least = float("nan"), np.inf
+    for start in range(len(steps) - _WINDOW + 1):
+        window = slice(start, start + _WINDOW)
+        if not above[window].all():
+            continue
+        coefficients, residual, *_ = np.polyfit(x[window], y[window], 1, full=True)
+        spread = float(residual[0]) if residual.size else 0.0
+        if spread < least:
+            best, least = float(coefficients[0]), spread
+    return best, False

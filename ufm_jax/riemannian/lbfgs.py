@@ -1,0 +1,169 @@
+"""Riemannian limited-memory BFGS."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ufm_jax import _checks
+from ufm_jax.riemannian.line_search import LineSearch, UnitStep
+from ufm_jax.riemannian.manifolds import Tree
+from ufm_jax.riemannian.minimize import Iterate, iterate_at
+from ufm_jax.riemannian.objective import Objective
+
+
+class Memory(NamedTuple):
+    """The last pairs of a step and the change of the gradient along it, in a ring.
+
+    Attributes:
+        steps: a pytree like the point, each array with a leading axis of m.
+        changes: of the gradient, likewise.
+        products: `<step, change>` of each pair, (m,).
+        scale: `<step, change> / <change, change>` of the last pair: the first guess of the inverse Hessian.
+        pairs: how many have been seen, int32; the last m of them are kept.
+    """
+
+    steps: Tree
+    changes: Tree
+    products: jax.Array
+    scale: jax.Array
+    pairs: jax.Array
+
+
+class LBFGSState(NamedTuple):
+    iterate: Iterate
+    memory: Memory
+    search: Any
+    stalled: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LBFGS:
+    """Riemannian L-BFGS: each direction is minus the gradient times an inverse Hessian made of the last
+    steps.
+
+    A new pair is projected to the tangent space at the new point, those before are left as they are, and
+    the direction is projected at the end: transporting every pair at each step takes three times as long
+    and gains no steps. A pair enters only where the curvature along it is safely positive (cautious
+    updates), so that every direction descends.
+
+    Args:
+        memory_size: pairs to keep, at least 1.
+        line_search: how to choose the step; it should try step 1 first, since directions have the right
+            length.
+        caution: a pair enters if `<step, change> >= caution |gradient| <step, step>`, at least 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> def rosenbrock(x):
+        ...     return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+        >>> objective = ufm.Objective(rosenbrock, ufm.manifolds.Euclidean())
+        >>> result = ufm.minimize(objective, jnp.zeros(4), ufm.solvers.lbfgs(), tolerance=1e-3)
+        >>> print(result.point.round(2))
+        [1. 1. 1. 1.]
+
+    Reference: Huang, Gallivan, Absil, *A Broyden Class of Quasi-Newton Methods for Riemannian
+        Optimization*, SIAM
+    J. Optim. 2015; Li, Fukushima, *On the Global Convergence of the BFGS Method for Nonconvex Unconstrained
+    Optimization Problems*, SIAM J. Optim. 2001 (cautious updates).
+    """
+
+    memory_size: int = 10
+    line_search: LineSearch = UnitStep()
+    caution: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _checks.at_least("memory_size", self.memory_size, 1)
+        _checks.at_least("caution", self.caution, 0)
+
+    def init(self, objective: Objective, point: Tree) -> LBFGSState:
+        iterate = iterate_at(objective, objective.evaluate(point))
+        return LBFGSState(
+            iterate,
+            _no_memory(iterate, self.memory_size),
+            self.line_search.init(iterate.value.dtype),
+            jnp.array(False),
+        )
+
+    def step(self, objective: Objective, state: LBFGSState) -> LBFGSState:
+        manifold, old, memory = objective.manifold, state.iterate, state.memory
+
+        def inner(a: Tree, b: Tree) -> jax.Array:
+            return manifold.inner_product(old.point, a, b)
+
+        direction = optax.tree.scale(-1, _times_inverse_hessian(memory, old.gradient, inner))
+        direction = manifold.project(old.point, direction)
+        slope = inner(old.gradient, direction)
+        found = self.line_search.search(objective, old, direction, slope, state.search)
+        new = iterate_at(objective, found.evaluation)
+
+        step = manifold.transport(old.point, new.point, optax.tree.scale(found.step, direction))
+        change = optax.tree.sub(new.gradient, manifold.transport(old.point, new.point, old.gradient))
+        told = _with_pair(memory, step, change, self.caution * old.gradient_norm, manifold, new)
+        # A search that failed along a quasi-Newton direction starts again from the gradient.
+        afresh = _no_memory(new, self.memory_size)
+        return LBFGSState(
+            new,
+            jax.tree.map(lambda a, b: jnp.where(found.moved, a, b), told, afresh),
+            found.state,
+            ~found.moved & (memory.pairs == 0),
+        )
+
+
+def _no_memory(iterate: Iterate, size: int) -> Memory:
+    """No pairs, and a first direction of length 1."""
+    empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), iterate.gradient)
+    norm = iterate.gradient_norm
+    scale = 1 / jnp.where(norm > 0, norm, 1)
+    return Memory(empty, empty, jnp.zeros(size, norm.dtype), scale, jnp.int32(0))
+
+
+def _with_pair(memory, step, change, least_curvature, manifold, iterate) -> Memory:
+    """The memory with one more pair in place of the oldest, if the curvature along it is at least that."""
+    product = manifold.inner_product(iterate.point, step, change)
+    square = manifold.inner_product(iterate.point, step, step)
+    is_safe = (product >= least_curvature * square) & (product > 0)
+    place = memory.pairs % len(memory.products)
+
+    def put(ring: jax.Array, x: jax.Array) -> jax.Array:
+        return ring.at[place].set(jnp.where(is_safe, x, ring[place]))
+
+    scale = product / manifold.inner_product(iterate.point, change, change)
+    return Memory(
+        jax.tree.map(put, memory.steps, step),
+        jax.tree.map(put, memory.changes, change),
+        put(memory.products, product),
+        jnp.where(is_safe, scale, memory.scale),
+        memory.pairs + is_safe,
+    )
+
+
+def _times_inverse_hessian(memory: Memory, vector: Tree, inner: Callable[[Tree, Tree], jax.Array]) -> Tree:
+    """The two loops of L-BFGS, Nocedal and Wright, Algorithm 7.4."""
+    size = len(memory.products)
+    kept = jnp.minimum(memory.pairs, size)
+
+    def pair(place):
+        step, change = (jax.tree.map(lambda x: x[place], ring) for ring in (memory.steps, memory.changes))
+        return step, change, memory.products[place]
+
+    def from_the_last(i, carry):
+        vector, weights = carry
+        place = (memory.pairs - 1 - i) % size
+        step, change, product = pair(place)
+        weight = inner(step, vector) / product
+        return optax.tree.add_scale(vector, -weight, change), weights.at[place].set(weight)
+
+    def from_the_first(i, vector):
+        place = (memory.pairs - kept + i) % size
+        step, change, product = pair(place)
+        weight = memory_weights[place] - inner(change, vector) / product
+        return optax.tree.add_scale(vector, weight, step)
+
+    vector, memory_weights = jax.lax.fori_loop(0, kept, from_the_last, (vector, memory.products))
+    return jax.lax.fori_loop(0, kept, from_the_first, optax.tree.scale(memory.scale, vector))

@@ -1,0 +1,116 @@
+"""What a solver asks of a function on a manifold."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ufm_jax.riemannian.manifolds import Manifold, Tree
+
+
+class Evaluation(NamedTuple):
+    """A point with the forward pass made there.
+
+    Attributes:
+        point: where.
+        value: the cost, a scalar.
+        cache: what the objective keeps for the derivatives at this point. Only the objective reads it.
+    """
+
+    point: Tree
+    value: jax.Array
+    cache: Any
+
+
+class Objective:
+    """A smooth function of a pytree of arrays, to be minimized over a manifold.
+
+    Derivatives are taken by JAX. A subclass that has cheaper ones overrides `evaluate`,
+    `euclidean_gradient` and `euclidean_hessian`; what they share belongs into the evaluation's cache. An
+    objective is a pytree whose leaves are those of its manifold, so it passes through `jit` and `vmap`;
+    the function is static.
+
+    Args:
+        cost: a pytree of floating arrays to a scalar, smooth near the manifold.
+        manifold: of `ufm_jax.manifolds`, or of one's own.
+        scale: size of the largest numbers that the cost adds up. A change of the cost of less than a few
+            rounding units of `max(scale, |cost|)` is taken from slopes, which keep their digits.
+
+    Example:
+        >>> A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
+        >>> objective = ufm.Objective(lambda x: -jnp.vdot(x, A @ x), ufm.manifolds.Oblique())
+        >>> start = jnp.array([0.6, 0.48, 0.64])
+        >>> result = ufm.minimize(objective, start, ufm.solvers.trust_region(), tolerance=1e-3)
+        >>> print(f"{result.value:.4f}", jnp.abs(result.point).round(3))
+        -3.0000 [0. 0. 1.]
+    """
+
+    manifold: Manifold
+
+    def __init__(self, cost: Callable[[Tree], jax.Array], manifold: Manifold, *, scale: float = 1.0):
+        self._cost, self.manifold, self._rounding_scale = cost, manifold, scale
+
+    def cost(self, point: Tree) -> jax.Array:
+        """The function at `point`, a scalar."""
+        return self._cost(point)
+
+    def evaluate(self, point: Tree) -> Evaluation:
+        """The forward pass at `point`. The default makes the gradient with it."""
+        return Evaluation(point, *jax.value_and_grad(self.cost)(point))
+
+    def euclidean_gradient(self, evaluation: Evaluation) -> Tree:
+        """The gradient in the ambient space, given the forward pass."""
+        return evaluation.cache
+
+    def euclidean_hessian(self, evaluation: Evaluation) -> Callable[[Tree], Tree]:
+        """The Hessian in the ambient space, a linear map of vectors, given the forward pass."""
+        return jax.linearize(jax.grad(self.cost), evaluation.point)[1]
+
+    def rounding_size(self, evaluation: Evaluation) -> jax.Array:
+        """The size of the numbers whose rounding the cost carries, a scalar."""
+        return jnp.maximum(self._rounding_scale, jnp.abs(evaluation.value))
+
+    def gradient(self, evaluation: Evaluation) -> Tree:
+        """The Riemannian gradient, in the metric of the manifold, given the forward pass."""
+        return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
+
+    def hessian(self, point: Tree) -> Callable[[Tree], Tree]:
+        """The Riemannian Hessian at `point`, a linear map of tangent vectors, in the metric of the
+        manifold.
+
+        Exact; what depends on the point alone is computed once.
+        """
+        evaluation = self.evaluate(point)
+        return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
+
+    def hessian_given(self, evaluation: Evaluation, euclidean_gradient: Tree) -> Callable[[Tree], Tree]:
+        """`hessian`, given the forward pass and the gradient in the ambient space."""
+        euclidean_hessian = self.euclidean_hessian(evaluation)
+
+        def apply(tangent: Tree) -> Tree:
+            return self.manifold.riemannian_hessian(
+                evaluation.point, euclidean_gradient, euclidean_hessian(tangent), tangent
+            )
+
+        return apply
+
+    def check_point(self, point: Tree) -> None:
+        """Raises ValueError where `point` cannot be one of this objective: what it must be made of, and
+        where.
+
+        Args:
+            point: floating arrays of one dtype; whether they lie on the manifold is checked outside `jit`.
+        """
+        kinds = sorted({str(x.dtype) for x in map(jnp.asarray, jax.tree.leaves(point))})
+        if len(kinds) != 1 or not jnp.issubdtype(kinds[0], jnp.floating):
+            found = " and ".join(kinds) or "no array"
+            raise ValueError(f"the point must hold floating arrays of one dtype, but has {found}.")
+        self.manifold.check_point(point)
+
+
+jax.tree_util.register_pytree_node(
+    Objective,
+    lambda objective: ((objective.manifold,), (objective._cost, objective._rounding_scale)),
+    lambda static, children: Objective(static[0], children[0], scale=static[1]),
+)
