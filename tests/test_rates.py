@@ -128,14 +128,14 @@ def normalized_settings():
 
 
 def regularized_settings():
-    """Decays over six decades, equal in every third setting; one of them near the largest possible."""
+    """Decays over more than six decades, equal in every third setting, some near the largest possible."""
     rng = np.random.default_rng(1)
     yield from [(2, 1, 1, 1e-3, 1e-3), (2, 3, 2, 1e-2, 1e-5), (3, 2, 2, 1e-4, 1e-4), (8, 4, 7, 5e-3, 5e-3)]
     yield (4, 1, 3, 0.24, 0.24)
     for i in range(55):
         K, n, d = sizes_of(rng)
         largest = 0.9 / (K**2 * n)
-        geometric, ratio = rng.uniform([-6, -3], [0, 3])
+        geometric, ratio = rng.uniform([-10, -4], [0, 4])
         mean, ratio = largest**0.5 * 10 ** (geometric / 2), 10 ** (ratio if i % 3 else 0)
         yield K, n, d, float(mean * ratio**0.5), float(mean / ratio**0.5)
 
