@@ -170,3 +170,38 @@ def test_normalize_handles_zero_tiny_and_huge_rows(dtype):
     assert normalize(rows).dtype == dtype
     derivative = jax.jacobian(normalize)(jnp.zeros((1, 3), dtype))
     np.testing.assert_array_equal(derivative, 0)
+
+
+class TestSmoothness:
+    """Derivatives where a norm inside would have none."""
+
+    x = Oblique().random_point(jax.random.key(0), jnp.zeros((3, 4)))
+
+    def test_exp_at_the_zero_tangent(self):
+        v = Oblique().random_tangent(jax.random.key(1), self.x)
+        curve = lambda t: Oblique().exp(self.x, t * v)  # noqa: E731
+        np.testing.assert_allclose(jax.jacfwd(curve)(0.0), v, atol=1e-15)
+        lengths = jnp.sum(v**2, -1, keepdims=True)
+        np.testing.assert_allclose(jax.jacfwd(jax.jacfwd(curve))(0.0), -self.x * lengths, atol=1e-15)
+
+    @pytest.mark.parametrize("t", [0.0, 1e-9, 0.01, 0.2, 2.0])
+    def test_squared_distance_has_all_derivatives(self, t):
+        """Along a geodesic it is a parabola; of several points at once it is the sum of theirs."""
+        v = Oblique().random_tangent(jax.random.key(1), self.x)
+        square = lambda s: Oblique().squared_distance(self.x, Oblique().exp(self.x, s * v))  # noqa: E731
+        found = [square(t), jax.grad(square)(t), jax.grad(jax.grad(square))(t)]
+        np.testing.assert_allclose(found, [t**2, 2 * t, 2], rtol=1e-9, atol=1e-12)
+
+    def test_the_square_of_the_distance_is_flat_at_equal_points(self):
+        gradient = jax.grad(lambda y: Oblique().distance(self.x, y) ** 2)(self.x)
+        np.testing.assert_array_equal(gradient, 0)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_antipodal_points_are_pi_apart(self, dtype):
+        x = self.x[:1].astype(dtype)
+        np.testing.assert_allclose(Oblique().distance(x, -x), np.pi, rtol=float(jnp.finfo(dtype).eps))
+
+    @pytest.mark.parametrize("t", [1e-9, 0.01, 0.3, 3.0])
+    def test_log_undoes_exp(self, t):
+        v = jax.tree.map(lambda v: t * v, Oblique().random_tangent(jax.random.key(1), self.x[:1]))
+        np.testing.assert_allclose(Oblique().log(self.x[:1], Oblique().exp(self.x[:1], v)), v, rtol=1e-7)
