@@ -108,7 +108,7 @@ class TrustRegion(Solver):
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
         >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.trust_region())
-        >>> print(result.point, ufm.solvers.InnerStop(int(result.state.inner_stop)).name)
+        >>> print(result.point.round(4), ufm.solvers.InnerStop(int(result.state.inner_stop)).name)
         [1. 1.] BOUNDARY
 
     Reference: Absil, Baker, Gallivan, *Trust-Region Methods on Riemannian Manifolds*, Found. Comput. Math.
