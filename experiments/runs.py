@@ -238,7 +238,8 @@ def command(experiment: Experiment, config: Mapping[str, Any]) -> str:
     for name in sorted(different, key=lambda name: (name != "scale", name == "out")):
         value = different[name]
         words.append(f"--{name}")
-        words.extend(str(v) for v in (value if isinstance(value, list) else [value]))
+        if value is not True:  # A flag says all by itself.
+            words.extend(str(v) for v in (value if isinstance(value, list) else [value]))
     return shlex.join(words)
 
 
@@ -253,7 +254,8 @@ def changed(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, Any]
     return {
         name: config[name]
         for name, default in defaults.items()
-        if name in config and name != "quiet" and config[name] != default
+        # A field that takes several values now may have taken one when the run was made.
+        if name in config and name != "quiet" and default not in (config[name], [config[name]])
     }
 
 

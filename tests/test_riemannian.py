@@ -249,6 +249,7 @@ def test_a_point_off_the_manifold_is_refused():
         lambda x: jnp.asarray(x, "float32").astype("float64"), ufm.Point(frame, frame[labels])
     )
     ufm.minimize(problem, near, SOLVERS["gradient_descent"], max_steps=1)
+    jax.jit(lambda: ufm.minimize(problem, near, SOLVERS["gradient_descent"], max_steps=1))()
     with pytest.raises(ValueError, match="floating arrays of one dtype, but has int"):
         ufm.minimize(QUARTIC, jnp.arange(3), SOLVERS["lbfgs"])
     with pytest.raises(ValueError, match="no array"):

@@ -249,9 +249,11 @@ class Manifold:
 
         The distance is that to `retract(point, 0)`.
         """
-        if not _checks.is_concrete(point):
-            return
         there = self.retract(point, optax.tree.zeros_like(point))
+        if not _checks.is_concrete(
+            point, there
+        ):  # Under `jit` also what is made of known arrays is traced.
+            return
         for (path, x), y in zip(
             jax.tree_util.tree_leaves_with_path(point), jax.tree.leaves(there), strict=True
         ):
