@@ -44,7 +44,7 @@ _DECIDING = [
     *sorted(Path(nets.__path__[0]).glob("*.py")),
     *(
         Path(ufm_jax.__path__[0], f"{name}.py")
-        for name in ("_products", "losses", "manifolds", "streaming", "transforms")
+        for name in ("_products", "losses", "riemannian/manifolds", "riemannian/transforms", "streaming")
     ),
     *sorted(Path(ufm_jax.__path__[0], "metrics").glob("*.py")),
 ]

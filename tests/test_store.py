@@ -166,7 +166,8 @@ def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, da
     files = sorted((tmp_path / "networks").glob("*.npz"))
     content = bytearray(files[0].read_bytes())
     if damage == "flipped":
-        content[len(content) // 3] ^= 0x55
+        # Among the numbers of an array: not every byte of an archive's headers means something.
+        content[content.index(b"NUMPY") + 130] ^= 0x55
     if damage == "shorter":
         (network,) = [n for n in (Store(tmp_path).records()) if n["network"]["tau"] == 0.5]
         with np.load(files[0]) as arrays:
