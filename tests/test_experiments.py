@@ -87,13 +87,6 @@ SLOW = (
 """Experiments whose smallest run is long, or differs from another one only in a solver or a loss."""
 
 
-@pytest.fixture(autouse=True)
-def _float64_again():
-    """Networks switch the process to float32."""
-    yield
-    jax.config.update("jax_enable_x64", True)
-
-
 def command(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "experiments", *map(str, arguments)],
