@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -116,3 +117,70 @@ def test_supervised_contrastive_has_finite_gradients(tau, dtype):
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros((3, 3)), jnp.array([0, 1, 1]))
+
+
+def focal_reference(margin, gamma, K):
+    """The focal loss at a margin over K - 1 equal logits, and its first two derivatives in the margin."""
+    m = mpmath.mpf(float(margin))
+    with mpmath.workdps(400):
+
+        def loss(m):
+            q = (K - 1) * mpmath.exp(-m) / (1 + (K - 1) * mpmath.exp(-m))
+            return -(q ** mpmath.mpf(gamma)) * mpmath.log(1 / (1 + (K - 1) * mpmath.exp(-m)))
+
+        return [float(loss(m)), *(float(mpmath.diff(loss, m, n)) for n in (1, 2))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 1.7, 3.0])
+def test_focal_and_its_derivatives_are_right_where_p_rounds_to_one(gamma, dtype):
+    margins = np.array([-50.0, -1.0, 0.0, 5.0, 20.0, 40.0], dtype)
+
+    def at(margin):
+        return losses.focal(jnp.array([0.0, 0.0, 0.0], dtype).at[0].set(margin), jnp.array(0), gamma=gamma)
+
+    slope = jax.grad(at)
+    found = [jax.vmap(f)(margins) for f in (at, slope, jax.grad(slope))]
+    expected = np.transpose([focal_reference(m, gamma, 3) for m in margins])
+    rounding = {"float32": 2e-5, "float64": 1e-12}[dtype]
+    # Relative to their own size, down to the smallest numbers; but for curvature where the loss is linear.
+    allowed = rounding * np.abs(expected) + np.where(margins < 0, rounding, jnp.finfo(dtype).tiny)
+    assert np.all(np.abs(np.array(found) - expected) <= allowed)
+    assert found[0].dtype == dtype
+    np.testing.assert_array_equal(jax.vmap(slope)(np.array([1e3, 1e6], dtype)), 0)
+
+
+def test_focal_without_focus_is_cross_entropy():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)) * 10)
+    labels = jnp.array([0, 1, 2, 3, 0])
+    for of in (lambda f: f, lambda f: jax.jacobian(f)):
+        found, expected = (
+            of(lambda z, loss=loss: loss(z, labels))(logits)
+            for loss in (lambda z, y: losses.focal(z, y, gamma=0.0), losses.cross_entropy)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+LABELED = [losses.cross_entropy, losses.focal, losses.label_smoothing]
+
+
+@pytest.mark.parametrize("loss", LABELED)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1], "lie in 0..2, but go from -1 to 0"),
+        ([255, 0], "lie in 0..2, but go from 0 to 255"),
+        ([[0], [1]], r"of shape \(2,\), one for each row of logits, but have shape \(2, 1\)"),
+        ([[0, 1, 0], [1, 0, 0]], r"but have shape \(2, 3\)"),
+        ([0.0, 1.0], "must be integers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_one_sentence(loss, labels, message):
+    with pytest.raises(ValueError, match=message):
+        loss(jnp.zeros((2, 3)), jnp.array(labels))
+
+
+def test_label_smoothing_asks_nothing_of_classes_without_weight():
+    found = losses.label_smoothing(jnp.array([[1.0, 2.0, -jnp.inf]]), jnp.array([0]), alpha=0.0)
+    np.testing.assert_allclose(found, np.log1p(np.e))
+    assert losses.label_smoothing(jnp.array([[1.0, -jnp.inf]]), jnp.array([0]), alpha=0.1) == jnp.inf

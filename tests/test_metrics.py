@@ -251,3 +251,42 @@ def test_metrics_work_under_vmap():
     h, labels = jnp.stack([i[1] for i in inputs]), jnp.asarray(inputs[0][2])
     together = jax.jit(jax.vmap(lambda h: metrics.nc1(h, labels, 5)))(h)
     np.testing.assert_allclose(together, [reference_nc1(x, labels, 5) for x in h], rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e30])
+def test_no_metric_depends_on_the_scale(dtype, scale):
+    generator = np.random.default_rng(0)
+    W, means = (jnp.asarray(generator.normal(size=(4, 8)), dtype) for _ in range(2))
+    labels = jnp.repeat(jnp.arange(4), 3)
+    H = means[labels] + jnp.asarray(0.1 * generator.normal(size=(12, 8)), dtype)
+    close = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    for metric in (
+        lambda s: metrics.nc1(s * H, labels, 4),
+        lambda s: metrics.nc2(s * W),
+        lambda s: metrics.nc3(s * W, s * H, labels),
+        lambda s: metrics.cdnv(s * H, labels, 4),
+        lambda s: metrics.gnc2(s * W),
+        lambda s: metrics.gnc3(s * W, s * H, labels),
+    ):
+        np.testing.assert_allclose(metric(scale), metric(1.0), rtol=close)
+
+
+def test_nc1_of_ill_conditioned_means_in_single_precision():
+    """Between-class variances a million apart; the right value is SciPy's in both dtypes."""
+    means = np.array([[1.0, 0], [-1, 0], [0, 1e-3]])
+    H = np.concatenate([means + np.array([0, 1e-3]), means - np.array([0, 1e-3])]).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    with jax.enable_x64(False):
+        found = metrics.nc1(jnp.asarray(H), jnp.asarray(labels), 3)
+    np.testing.assert_allclose(found, 1.5, rtol=1e-3)
+
+
+def test_cdnv_has_derivatives():
+    generator = np.random.default_rng(1)
+    labels = jnp.repeat(jnp.arange(3), 4)
+    H = jnp.asarray(generator.normal(size=(12, 2)))
+    gradient = jax.grad(lambda H: metrics.cdnv(H, labels, 3))(H)
+    direction = generator.normal(size=H.shape)
+    ends = [metrics.cdnv(H + t * direction, labels, 3) for t in (-1e-5, 1e-5)]
+    np.testing.assert_allclose(jnp.sum(gradient * direction), (ends[1] - ends[0]) / 2e-5, rtol=1e-7)

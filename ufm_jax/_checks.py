@@ -58,6 +58,21 @@ def labels_in_range(labels: chex.Array, num_classes: int) -> None:
             raise ValueError(f"labels must lie in 0..{num_classes - 1}, but go from {low} to {high}.")
 
 
+def labels_of_logits(labels: Any, logits: Any) -> None:
+    """`labels` are integers in 0..K-1, one for each row of `logits` (..., K)."""
+    shape, wanted = np.shape(labels), np.shape(logits)[:-1]
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    if shape != wanted or not np.issubdtype(dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers of shape {wanted}, one for each row of logits, "
+            f"but have shape {shape} and dtype {dtype}."
+        )
+    if is_concrete(labels) and np.size(labels):
+        low, high, last = np.min(np.asarray(labels)), np.max(np.asarray(labels)), np.shape(logits)[-1] - 1
+        if low < 0 or high > last:
+            raise ValueError(f"labels must lie in 0..{last}, but go from {low} to {high}.")
+
+
 def every_class_present(labels: chex.Array, num_classes: int) -> None:
     labels_in_range(labels, num_classes)
     if is_concrete(labels):

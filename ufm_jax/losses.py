@@ -22,11 +22,15 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Returns:
         The loss of each sample, (...).
 
+    Raises:
+        ValueError: the labels do not fit the logits (values: outside `jit`).
+
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
         >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
         [0.127 2.127]
     """
+    _checks.labels_of_logits(labels, logits)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -36,14 +40,14 @@ def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Ar
     Args:
         logits: scores of the classes, (..., K).
         labels: true classes in 0..K-1, integers (...).
-        gamma: focusing parameter, at least 0; 0 is cross entropy. Below 1 the loss has no bounded slope
-            as p reaches 1.
+        gamma: focusing parameter, at least 0; 0 is cross entropy. Near p = 1 the loss goes to 0 like
+            `(1 - p)^(1 + gamma)`, and so does its slope.
 
     Returns:
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `gamma` is negative.
+        ValueError: `gamma` is negative, or the labels do not fit the logits (values: outside `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -53,8 +57,12 @@ def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Ar
     Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
     """
     _checks.at_least("gamma", gamma, 0)
-    negative_log_p = cross_entropy(logits, labels)
-    return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+    _checks.labels_of_logits(labels, logits)
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
+    against = others - jnp.sum(logits, axis=-1, where=is_label)
+    # 1 - p = exp(-softplus(-against)) and -log p = softplus(against): smooth, where p has rounded to 1 too.
+    return jnp.exp(-gamma * jax.nn.softplus(-against)) * jax.nn.softplus(against)
 
 
 def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) -> chex.Array:
@@ -69,7 +77,7 @@ def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) 
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `alpha` is outside [0, 1].
+        ValueError: `alpha` is outside [0, 1], or the labels do not fit the logits (values: outside `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -79,8 +87,11 @@ def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) 
     Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
     """
     _checks.within("alpha", alpha, 0, 1)
+    _checks.labels_of_logits(labels, logits)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, alpha))
+    targets = optax.smooth_labels(one_hot, alpha)
+    # A class of score -inf costs nothing where nothing is asked of it.
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
 
 
 def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float) -> chex.Array:

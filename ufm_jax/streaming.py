@@ -226,7 +226,8 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
     Returns:
         A scalar in [0, 2].
     """
-    return collapse.distance_to_simplex(matmul(W, centres.centred.T)).astype(W.dtype)
+    gram = matmul(collapse.scaled(W), collapse.scaled(centres.centred).T)
+    return collapse.distance_to_simplex(gram).astype(W.dtype)
 
 
 def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:

@@ -38,7 +38,7 @@ def nc1(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arra
     Raises:
         ValueError: a class has no sample, a label is out of range or K < 2 (checked outside `jit`).
     """
-    classes = classes_of(features, labels, num_classes)
+    classes = _in_units_of_spread(classes_of(features, labels, num_classes))
     # Sigma_B^+ = K M^+ (M^+)^T for the K x d matrix M of centred class means.
     counts = classes.counts
     inverse = _pseudo_inverse(classes.centred, counts)
@@ -60,7 +60,7 @@ def nc2(W: chex.Array) -> chex.Array:
     Raises:
         ValueError: W is not a matrix of at least two rows.
     """
-    wide = widen(matrix("W", W))
+    wide = scaled(widen(matrix("W", W)))
     return distance_to_simplex(matmul(wide, wide.T)).astype(W.dtype)
 
 
@@ -82,7 +82,7 @@ def nc3(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
             range (checked outside `jit`).
     """
     classes = classes_of(features, labels, matrix("W", W).shape[0])
-    return distance_to_simplex(matmul(widen(W), classes.centred.T)).astype(W.dtype)
+    return distance_to_simplex(matmul(scaled(widen(W)), scaled(classes.centred).T)).astype(W.dtype)
 
 
 def nc4(
@@ -132,7 +132,7 @@ def cdnv(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arr
 
     Reference: Galanti, Gyorgy, Hutter, *On the Role of Neural Collapse in Transfer Learning*, ICLR 2022.
     """
-    classes = classes_of(features, labels, num_classes)
+    classes = _in_units_of_spread(classes_of(features, labels, num_classes))
     squares = jax.ops.segment_sum(jnp.sum(classes.differences**2, -1), labels, num_classes)
     # About the mean of a class, from about one of its samples.
     variances = jnp.maximum(squares / classes.counts - jnp.sum(classes.shifts**2, -1), 0)
@@ -186,6 +186,16 @@ def classes_of(features: chex.Array, labels: chex.Array, num_classes: int) -> Cl
     return Classes(counts, representatives + shifts, centred, differences, shifts)
 
 
+def _in_units_of_spread(classes: Classes) -> Classes:
+    """The classes with differences in units of the largest: their squares neither vanish nor overflow."""
+    parts = (classes.centred, classes.differences)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in parts])))
+    unit = jnp.where(largest > 0, largest, 1)
+    return classes._replace(
+        centred=classes.centred / unit, differences=classes.differences / unit, shifts=classes.shifts / unit
+    )
+
+
 def decisions(W: chex.Array, features: chex.Array, bias: chex.Array | None = None) -> chex.Array:
     """The class (N,) of the largest score of each sample (N, d), the first on a tie."""
     scores = matmul(features, W.T)
@@ -203,8 +213,10 @@ def nearest(means: chex.Array, features: chex.Array) -> chex.Array:
 def cdnv_of(means: chex.Array, variances: chex.Array) -> chex.Array:
     """CDNV of classes with these means (K, d) and variances (K,)."""
     num_classes = len(means)
-    sums = variances[:, None] + variances
-    ratios = jnp.where(sums == 0, 0, sums / (2 * _squared_distances(means)))
+    sums, squares = variances[:, None] + variances, _squared_distances(means)
+    apart = squares != 0
+    # A quotient by 0 would spoil derivatives also where it is not used.
+    ratios = jnp.where(apart, sums / (2 * jnp.where(apart, squares, 1)), jnp.where(sums == 0, 0, jnp.inf))
     is_pair = ~jnp.eye(num_classes, dtype=bool)
     return jnp.sum(jnp.where(is_pair, ratios, 0)) / (num_classes * (num_classes - 1))
 
@@ -224,6 +236,12 @@ def widen(x: chex.Array) -> chex.Array:
     return jnp.asarray(x, jnp.promote_types(x.dtype, jax.dtypes.canonicalize_dtype(np.float64)))
 
 
+def scaled(x: chex.Array) -> chex.Array:
+    """`x` over its largest entry, so that products of tiny entries do not vanish; zeros stay zeros."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    return x / jnp.where(largest > 0, largest, 1)
+
+
 def matrix(name: str, x: chex.Array) -> chex.Array:
     """`x`, after the check that it is a matrix of at least two rows."""
     if x.ndim != 2 or x.shape[0] < 2:
@@ -236,7 +254,8 @@ def _pseudo_inverse(means: chex.Array, counts: chex.Array) -> chex.Array:
 
     `counts^T M = 0`, so with u the unit vector along the counts and s > 0, `M^T (M M^T)^+ =
     M^T (M M^T + s u u^T)^-1`: a Cholesky factorization, twenty times cheaper than eigenvalues, wherever
-    the means span K - 1 dimensions well.
+    the means span K - 1 dimensions well. Elsewhere M itself is decomposed, since its square has half of its
+    digits.
     """
     gram = matmul(means, means.T)
     unit = counts / jnp.linalg.norm(counts)
@@ -245,12 +264,11 @@ def _pseudo_inverse(means: chex.Array, counts: chex.Array) -> chex.Array:
     root = _inverse_of_lower(factor)
     # The trace of the inverse bounds it, so this bounds the condition number; NaN is not below it.
     is_well_conditioned = 2 * scale * len(gram) * jnp.sum(root**2) < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps)
-    inverse = jax.lax.cond(
+    return jax.lax.cond(
         is_well_conditioned,
-        lambda: matmul(root.T, root),
-        lambda: _pseudo_inverse_of_gram(gram, max(means.shape)),
+        lambda: matmul(means.T, matmul(root.T, root)),
+        lambda: _pseudo_inverse_by_svd(means),
     )
-    return matmul(means.T, inverse)
 
 
 def _inverse_of_lower(triangle: chex.Array) -> chex.Array:
@@ -268,12 +286,13 @@ def _inverse_of_lower(triangle: chex.Array) -> chex.Array:
     return jnp.block([[top, jnp.zeros((half, size - half), triangle.dtype)], [corner, bottom]])
 
 
-def _pseudo_inverse_of_gram(gram: chex.Array, size: int) -> chex.Array:
-    """Pseudo-inverse of a positive semi-definite matrix; eigenvalues up to size * eps * largest are 0."""
-    values, vectors = jnp.linalg.eigh(gram)
-    is_zero = values <= size * jnp.finfo(values.dtype).eps * values[-1]
+def _pseudo_inverse_by_svd(matrix: chex.Array) -> chex.Array:
+    """Pseudo-inverse of M (K, d), with the cutoff that SciPy has for its square (d, d)."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    cutoff = matrix.shape[1] * jnp.finfo(values.dtype).eps
+    is_zero = values**2 <= cutoff * values[0] ** 2
     inverses = jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))
-    return matmul(vectors * inverses, vectors.T)
+    return matmul(right.T * inverses, left.T)
 
 
 def distance_to_simplex(gram: chex.Array) -> chex.Array:
