@@ -170,7 +170,8 @@ def check_kept(config: NetworkConfig, networks: Sequence[Network]) -> None:
 
 def summary(config: NetworkConfig, networks: Sequence[Network]) -> dict[str, Any]:
     """How many of `networks` are finished or begun, the seconds of their epochs together, and by whom."""
-    records = [record for network in networks if (record := Store(config.out).record(network)) is not None]
+    store = Store(config.out)
+    records = [record for network in networks if (record := store.record(network)) is not None]
     makers = [maker for record in records for maker in record["made_by"]]
     return {
         "count": len(records),

@@ -52,10 +52,7 @@ def labels_in_range(labels: chex.Array, num_classes: int) -> None:
             "labels must be a non-empty vector of integers, "
             f"but have shape {labels.shape} and dtype {labels.dtype}."
         )
-    if is_concrete(labels):
-        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"labels must lie in 0..{num_classes - 1}, but go from {low} to {high}.")
+    _in_range(labels, num_classes)
 
 
 def labels_of_logits(labels: Any, logits: Any) -> None:
@@ -67,10 +64,14 @@ def labels_of_logits(labels: Any, logits: Any) -> None:
             f"labels must be integers of shape {wanted}, one for each row of logits, "
             f"but have shape {shape} and dtype {dtype}."
         )
+    _in_range(labels, np.shape(logits)[-1])
+
+
+def _in_range(labels: Any, num_classes: int) -> None:
     if is_concrete(labels) and np.size(labels):
-        low, high, last = np.min(np.asarray(labels)), np.max(np.asarray(labels)), np.shape(logits)[-1] - 1
-        if low < 0 or high > last:
-            raise ValueError(f"labels must lie in 0..{last}, but go from {low} to {high}.")
+        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels must lie in 0..{num_classes - 1}, but go from {low} to {high}.")
 
 
 def every_class_present(labels: chex.Array, num_classes: int) -> None:

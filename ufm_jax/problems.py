@@ -308,7 +308,7 @@ def normalized(
     The metric decides how fast a solver is, not where the minima are. The paper's counts motions of
     classifiers and of features alike. With n_k samples in class k, w_k feels n_k times the force of a
     feature: counting its motion n_k times, `classifier_weight=jnp.bincount(labels)`, balances the model
-        (docs/rates.md).
+    (docs/rates.md).
 
     Args:
         labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for
@@ -337,11 +337,8 @@ def normalized(
     _checks.positive("tau", tau)
     spheres = Oblique()
     manifold: Manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
-    if not (
-        np.ndim(classifier_weight) == 0
-        and _checks.is_concrete(classifier_weight)
-        and classifier_weight == 1
-    ):
+    is_plain = np.ndim(classifier_weight) == 0 and _checks.is_concrete(classifier_weight)
+    if not (is_plain and classifier_weight == 1):
         manifold = Weighted(manifold, Point(W=_weights(classifier_weight, num_classes), H=1.0))
     return _problem(labels, num_classes, loss, manifold, tau=tau, block_size=block_size)
 

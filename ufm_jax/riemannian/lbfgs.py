@@ -42,8 +42,7 @@ class LBFGSState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LBFGS(Solver):
-    """Riemannian L-BFGS: each direction is minus the gradient times an inverse Hessian made of the last
-    steps.
+    """Riemannian L-BFGS: minus the gradient times an inverse Hessian made of the last steps.
 
     A new pair is projected to the tangent space at the new point, those before are left as they are, and
     the direction is projected at the end: transporting every pair at each step takes three times as long
@@ -68,9 +67,8 @@ class LBFGS(Solver):
         [1. 1. 1. 1.]
 
     Reference: Huang, Gallivan, Absil, *A Broyden Class of Quasi-Newton Methods for Riemannian
-        Optimization*, SIAM
-    J. Optim. 2015; Li, Fukushima, *On the Global Convergence of the BFGS Method for Nonconvex Unconstrained
-    Optimization Problems*, SIAM J. Optim. 2001 (cautious updates).
+    Optimization*, SIAM J. Optim. 2015; Li, Fukushima, *On the Global Convergence of the BFGS Method for
+    Nonconvex Unconstrained Optimization Problems*, SIAM J. Optim. 2001 (cautious updates).
     """
 
     memory_size: int = 10

@@ -140,8 +140,7 @@ class Adaptive(LineSearch):
 
 @dataclasses.dataclass(frozen=True)
 class UnitStep(LineSearch):
-    """Backtracking from step 1, for directions that have the right length by themselves, as those of
-    L-BFGS.
+    """Backtracking from step 1, for directions of the right length, as those of L-BFGS.
 
     Args:
         contraction_factor: each failed step is multiplied by this, in (0, 1).

@@ -130,10 +130,10 @@ class Manifold:
     def riemannian_hessian_leaf(
         self, x: jax.Array, gradient: jax.Array, hessian: jax.Array, v: jax.Array
     ) -> jax.Array:
-        """The Riemannian Hessian applied to v, from Euclidean derivatives: of `x -> project(x,
-        gradient(x))`.
+        """The Riemannian Hessian applied to v, from Euclidean derivatives at x.
 
-        Boumal (2023), Corollary 5.16: `P Hess[v] + P (D_v P) gradient`.
+        That is the derivative of `project(x, gradient(x))`, projected: `P Hess[v] + P (D_v P) gradient`,
+        Boumal (2023), Corollary 5.16.
         """
         _, turned = jax.jvp(lambda y: self.project_leaf(y, gradient), (x,), (v,))
         return self.project_leaf(x, hessian + turned)
@@ -244,15 +244,13 @@ class Manifold:
         return math.sqrt(sum(self.typical_distance_leaf(x.shape) ** 2 for x in jax.tree.leaves(point)))
 
     def check_point(self, point: Tree) -> None:
-        """Raises ValueError where `point` is known (outside `jit`) and off the manifold by more than
-        rounding.
+        """Raises ValueError where `point` is off the manifold by more than rounding (outside `jit`).
 
         The distance is that to `retract(point, 0)`.
         """
         there = self.retract(point, optax.tree.zeros_like(point))
-        if not _checks.is_concrete(
-            point, there
-        ):  # Under `jit` also what is made of known arrays is traced.
+        # Under `jit` also what is made of known arrays is traced.
+        if not _checks.is_concrete(point, there):
             return
         for (path, x), y in zip(
             jax.tree_util.tree_leaves_with_path(point), jax.tree.leaves(there), strict=True
@@ -435,8 +433,7 @@ class Stiefel(Manifold):
         -5.0000
 
     Reference: Edelman, Arias, Smith, *The Geometry of Algorithms with Orthogonality Constraints*, SIAM J.
-        Matrix
-    Anal. Appl. 1998 (whose embedded metric this is).
+    Matrix Anal. Appl. 1998 (whose embedded metric this is).
     """
 
     point_ndim: ClassVar[int | None] = 2
@@ -587,8 +584,7 @@ class Weighted(Manifold):
         2.0 [0.   0.25]
 
     Reference: Gao, Peng, Yuan, *Optimization on product manifolds under a preconditioned metric*, SIAM J.
-        Matrix
-    Anal. Appl. 2025.
+    Matrix Anal. Appl. 2025.
     """
 
     manifold: Manifold

@@ -76,10 +76,9 @@ class Objective:
         return self.manifold.riemannian_gradient(evaluation.point, self.euclidean_gradient(evaluation))
 
     def hessian(self, point: Tree) -> Callable[[Tree], Tree]:
-        """The Riemannian Hessian at `point`, a linear map of tangent vectors, in the metric of the
-        manifold.
+        """The Riemannian Hessian at `point`, a linear map of tangent vectors.
 
-        Exact; what depends on the point alone is computed once.
+        In the metric of the manifold, and exact; what depends on the point alone is computed once.
         """
         evaluation = self.evaluate(point)
         return self.hessian_given(evaluation, self.euclidean_gradient(evaluation))
@@ -96,8 +95,7 @@ class Objective:
         return apply
 
     def check_point(self, point: Tree) -> None:
-        """Raises ValueError where `point` cannot be one of this objective: what it must be made of, and
-        where.
+        """Raises ValueError where `point` cannot be one of this objective.
 
         Args:
             point: floating arrays of one dtype; whether they lie on the manifold is checked outside `jit`.
