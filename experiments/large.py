@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments import plotting, roofline
 from experiments._measuring import take_turns
+from experiments.descent import SolverName
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import streaming
@@ -55,7 +56,7 @@ class Config(BaseConfig):
     """Dimension of features and classifiers, d."""
     tau: float = 1.0
     """Temperature."""
-    solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "conjugate_gradient"
+    solver: SolverName = "conjugate_gradient"
     """Solver."""
     steps: int = 20
     """Iterations."""

@@ -53,7 +53,7 @@ def test_every_beta_rule_is_that_of_pymanopt(rule):
 def test_trust_region_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     theirs = pymanopt_trust_region_costs(problem, point, range(1, 9))
-    ours = costs_of(problem, point, ufm.solvers.trust_region(), 8)
+    ours = costs_of(problem, point, ufm.solvers.trust_region(theta=1.0), 8)
     np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
 
 
@@ -77,7 +77,7 @@ def test_trust_region_converges_superlinearly():
     def gradient_norm(x):
         return problem.manifold.norm(x, problem.gradient(problem.evaluate(x)))
 
-    solver = ufm.solvers.trust_region()
+    solver = ufm.solvers.trust_region(theta=1.0)
     result = ufm.minimize(problem, point, solver, max_steps=50, tolerance=1e-10, measure=gradient_norm)
     norms = np.asarray(result.history)[: int(result.steps) + 1]
     assert norms[-1] <= 1e-10
