@@ -1,4 +1,4 @@
-"""Our manifolds through an adapter with pymanopt's method names, beside pymanopt's own at the same points."""
+"""Our manifolds through an adapter with pymanopt's method names, beside its own at the same points."""
 
 import jax
 import jax.numpy as jnp

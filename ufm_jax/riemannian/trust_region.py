@@ -25,7 +25,14 @@ _SLOPE_RESOLUTION = 8.0
 
 
 class InnerStop(enum.IntEnum):
-    """Why the last inner iteration of a trust region ended, as an integer in its state."""
+    """Why the last inner iteration of a trust region ended, as an integer in its state.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
+        >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.trust_region(), max_steps=1)
+        >>> ufm.solvers.InnerStop(int(result.state.inner_stop)).name
+        'BOUNDARY'
+    """
 
     NOT_RUN = -1
     """No step has been made yet."""
