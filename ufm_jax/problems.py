@@ -420,7 +420,7 @@ def contrastive(
         True
     """
     _checks.positive("tau", tau)
-    labels = _checks.class_labels(labels)
+    labels = _checks.class_labels(labels, num_classes)
     _checks.pairs_in_every_class(labels)
     return _problem(
         labels,

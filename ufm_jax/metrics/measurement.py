@@ -112,20 +112,19 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
     (NC2, NC3, NC4, GNC2, GNC3 and accuracy need the classifier W.)
     """
     features = _finite("features", _checks.matrix("features", features))
-    labels = np.asarray(_checks.class_labels(labels, shape=features.shape[:1]))
-    if bias is not None and W is None:
-        raise ValueError("bias needs W, the classifier that it belongs to.")
-    if W is None:
-        num_classes = int(labels.max()) + 1
-        if num_classes < 2:
-            raise ValueError("labels must be of at least two classes, but are all 0.")
-    else:
+    if W is not None:
         W = _finite("W", _checks.matrix("W", W, rows=2, columns=features.shape[1]))
-        num_classes = len(W)
     if bias is not None:
+        if W is None:
+            raise ValueError("bias needs W, the classifier that it belongs to.")
         bias = _finite("bias", _checks.array("bias", bias))
+    num_classes = None if W is None else len(W)
+    labels = np.asarray(_checks.class_labels(labels, num_classes, shape=features.shape[:1]))
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        if num_classes == 1:
+            raise ValueError("labels must be of at least two classes, but are all 0.")
     # What depends on values can be checked only outside `jit`.
-    _checks.class_labels(labels, num_classes)
     _checks.every_class_present(labels, num_classes)
     # On the host, since a TPU has no float64.
     with _enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
