@@ -11,15 +11,16 @@ import optax
 import ufm_jax as ufm
 
 
-def collapsed(problem: ufm.Problem, dim: int, lengths: tuple[Any, Any] = (1.0, 1.0)) -> ufm.Point:
-    """A simplex ETF and features on it, of these lengths of W's and of H's rows."""
-    frame = ufm.theory.simplex_etf(problem.num_classes, dim)
-    return ufm.Point(lengths[0] * frame, lengths[1] * frame[problem.labels])
+def collapsed(problem: ufm.Problem, dim: int) -> ufm.Point:
+    """The minimum of a balanced problem with cross entropy: a simplex ETF, and features on it."""
+    K, N = problem.num_classes, len(problem.labels)
+    a, b = (1.0, 1.0) if problem.decay is None else _lengths(K, N // K, *problem.decay)
+    frame = ufm.theory.simplex_etf(K, dim)
+    return ufm.Point(a * frame, b * frame[problem.labels])
 
 
-def regularized_lengths(num_classes: int, samples_per_class: int, weight_decay: Any, feature_decay: Any):
-    """Lengths of the rows of W and H at the minimum of the regularized UFM (docs/rates.md, Setting)."""
-    K, n = num_classes, samples_per_class
+def _lengths(K: int, n: int, weight_decay: Any, feature_decay: Any) -> tuple[jax.Array, jax.Array]:
+    """Lengths of the rows of W and H at the minimum of the regularized UFM (docs/rates.md)."""
     c = K * jnp.sqrt(n * weight_decay * feature_decay)
     tau = (K - 1) / K * jnp.log(K / c - K + 1)
     return jnp.sqrt(c * tau / (K * weight_decay)), jnp.sqrt(c * tau / (n * K * feature_decay))

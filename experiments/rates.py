@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments import chunks, near_collapse, plotting
+from experiments import chunks, near_collapse
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
-from ufm_jax import _checks
 
 METRICS = {"nc1": r"$\mathcal{NC}_1$", "nc2": r"$\mathcal{NC}_2$", "nc3": r"$\mathcal{NC}_3$"}
 MODELS = ("normalized", "regularized")
@@ -25,17 +23,17 @@ _WINDOW = (1e-22, 1e-8)
 class Config(UfmConfig):
     """Settings of both models; the step is one over the largest eigenvalue of the Hessian."""
 
-    num_classes: tuple[int, ...] = (3, 10, 30)
+    num_classes: tuple[int, ...] = (4, 10, 30)
     """Numbers of classes, K."""
-    samples_per_class: tuple[int, ...] = (2, 5)
-    """Samples of each class, n."""
+    samples_per_class: tuple[int, ...] = (2, 5, 3)
+    """Samples of each class, n, one for each of num_classes."""
     extra_dim: int = 2
     """Dimensions of features and classifiers beyond K, d - K."""
-    theta: tuple[float, ...] = (0.1, 0.3, 0.6)
+    theta: tuple[float, ...] = (0.1, 0.25, 0.5)
     """Temperatures of the normalized UFM, divided by K - 1."""
-    classifier_weight: tuple[float, ...] = (1.0, 5.0, 20.0)
-    """Weights of the classifier in its metric; 1 is the paper's, n the balanced one."""
-    decay: tuple[float, ...] = (1e-2, 1e-3, 1e-5)
+    relative_weight: tuple[float, ...] = (0.2, 1.0, 2.0)
+    """Weights of the classifier in its metric, divided by n: 1 balances it, and the paper's is 1/n."""
+    decay: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
     """Weight decays of the regularized UFM."""
     decay_ratio: tuple[float, ...] = (1.0, 0.1)
     """Its feature decays, divided by the weight decay."""
@@ -46,56 +44,73 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
-    lowest = {"num_classes": 2, "samples_per_class": 2, "extra_dim": -1, "steps": 4}
-    check_fields(config, lowest, ["theta", "classifier_weight", "decay", "decay_ratio", "distance"])
-    largest = 1 / (max(config.num_classes) * max(config.samples_per_class) ** 0.5)
-    _checks.within("decay", max(config.decay) * max(1, max(config.decay_ratio)), 0, largest)
+    lowest = {"num_classes": 3, "samples_per_class": 2, "extra_dim": -1, "steps": 4}
+    check_fields(config, lowest, ["theta", "relative_weight", "decay", "decay_ratio", "distance"])
+    if len(config.num_classes) != len(config.samples_per_class):
+        raise ValueError(
+            "samples_per_class needs one value for each of num_classes, but they have "
+            f"{len(config.samples_per_class)} and {len(config.num_classes)}."
+        )
+    # At larger decays W = H = 0 is the minimum.
+    largest = min(1 / (K * n**0.5) for K, n in _sizes(config)) / max(config.decay_ratio) ** 0.5
+    if max(config.decay) >= largest:
+        raise ValueError(f"decay must be below {largest:.3g} here, but is {max(config.decay):g}.")
+
+
+def _sizes(config: Config) -> list[tuple[int, int]]:
+    return list(zip(config.num_classes, config.samples_per_class, strict=True))
 
 
 def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
-    sizes = [(K, n) for K in config.num_classes for n in config.samples_per_class]
     fields = {
-        "normalized": {"theta": config.theta, "weight": config.classifier_weight},
+        "normalized": {"theta": config.theta, "weight": config.relative_weight},
         "regularized": {"decay": config.decay, "ratio": config.decay_ratio},
     }
     key = jax.random.key(config.seed)
-    found: dict[str, list[Any]] = {f"{what}_{m}": [] for what in ("measured", "predicted") for m in MODELS}
-    for i, (K, n) in enumerate(sizes):
-        progress(i, len(sizes))
+    kinds = ("measured", "predicted", "late")
+    found: dict[str, list[Any]] = {f"{kind}_{model}": [] for kind in kinds for model in MODELS}
+    for i, (K, n) in enumerate(_sizes(config)):
+        progress(i, len(config.num_classes))
         for model, trial in [("normalized", normalized), ("regularized", regularized)]:
             axes = {name: np.asarray(values, config.dtype) for name, values in fields[model].items()}
             one = functools.partial(trial, config, K, n, key)
-            squares, predicted = ufm.trials.grid(one, axes, store=chunks.part(store, f"{K}-{n}-{model}"))
-            found[f"measured_{model}"].append(factors(squares))
-            found[f"predicted_{model}"].append(predicted)
+            squares, *predictions = ufm.trials.grid(one, axes, store=chunks.part(store, f"{K}-{model}"))
+            for kind, values in zip(kinds, [factors(squares), *predictions], strict=True):
+                found[f"{kind}_{model}"].append(values)
     progress(1, 1)
-    shape = (len(config.num_classes), len(config.samples_per_class))
-    data = {name: np.stack(x).reshape(*shape, *np.shape(x[0])) for name, x in found.items()}
-    swept = ("num_classes", "samples_per_class", "theta", "classifier_weight", "decay", "decay_ratio")
-    return {name: np.asarray(getattr(config, name)) for name in swept} | data
+    swept = ("num_classes", "samples_per_class", "theta", "relative_weight", "decay", "decay_ratio")
+    return {name: np.asarray(getattr(config, name)) for name in swept} | {
+        name: np.stack(values) for name, values in found.items()
+    }
 
 
 def normalized(config: Config, K: int, n: int, key: jax.Array, theta: jax.Array, weight: jax.Array) -> Any:
-    """Squares of the metrics after every step, (steps, 3), and the predicted factors, (3,)."""
-    tau, dim = theta * (K - 1), K + config.extra_dim
-    problem = ufm.normalized(ufm.balanced_labels(K, n), K, tau=tau, classifier_weight=weight)
-    modes = ufm.theory.collapse_spectrum(K, n, dim, tau, weight)
-    return _descend(config, problem, near_collapse.collapsed(problem, dim), modes, key)
+    """The squares of the metrics after every step, (steps, 3), and the `predictions`."""
+    problem = ufm.normalized(
+        ufm.balanced_labels(K, n), K, tau=theta * (K - 1), classifier_weight=weight * n
+    )
+    modes = normalized_modes(K, n, K + config.extra_dim, theta, weight)
+    return _descend(config, problem, modes, key)
+
+
+def normalized_modes(K: int, n: int, dim: int, theta: Any, weight: Any) -> ufm.theory.Modes:
+    """The spectrum at a setting."""
+    return ufm.theory.collapse_spectrum(K, n, dim, theta * (K - 1), weight * n)
 
 
 def regularized(config: Config, K: int, n: int, key: jax.Array, decay: jax.Array, ratio: jax.Array) -> Any:
     """The same of the regularized model."""
-    dim = K + config.extra_dim
-    decays = (decay, ratio * decay)
-    problem = ufm.regularized(ufm.balanced_labels(K, n), K, weight_decay=decays[0], feature_decay=decays[1])
-    modes = ufm.theory.regularized_collapse_spectrum(K, n, dim, *decays)
-    lengths = near_collapse.regularized_lengths(K, n, *decays)
-    return _descend(config, problem, near_collapse.collapsed(problem, dim, lengths), modes, key)
+    problem = ufm.regularized(ufm.balanced_labels(K, n), K, weight_decay=decay, feature_decay=ratio * decay)
+    modes = regularized_modes(K, n, K + config.extra_dim, decay, ratio)
+    return _descend(config, problem, modes, key)
 
 
-def _descend(
-    config: Config, problem: ufm.Problem, collapsed: ufm.Point, modes: ufm.theory.Modes, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def regularized_modes(K: int, n: int, dim: int, decay: Any, ratio: Any) -> ufm.theory.Modes:
+    """The spectrum at a setting."""
+    return ufm.theory.regularized_collapse_spectrum(K, n, dim, decay, ratio * decay)
+
+
+def _descend(config: Config, problem: ufm.Problem, modes: ufm.theory.Modes, key: jax.Array) -> Any:
     labels, K = problem.labels, problem.num_classes
 
     def squares(point: ufm.Point) -> jax.Array:
@@ -105,10 +120,21 @@ def _descend(
             [ufm.metrics.nc1(H, labels, K), ufm.metrics.nc2(W) ** 2, ufm.metrics.nc3(W, H, labels) ** 2]
         )
 
-    rates = ufm.theory.collapse_rates(modes)
+    collapsed = near_collapse.collapsed(problem, K + config.extra_dim)
     start = near_collapse.perturbed(problem, collapsed, key, config.distance)
-    history = near_collapse.descend(problem, start, rates.step, config.steps, squares)
-    return history, jnp.stack(rates[1:])
+    step = ufm.theory.collapse_rates(modes).step
+    return near_collapse.descend(problem, start, step, config.steps, squares), *predictions(modes)
+
+
+def predictions(modes: ufm.theory.Modes) -> tuple[jax.Array, jax.Array]:
+    """The factors of NC1, NC2 and NC3 to first order, (3,), and whether second order takes over late."""
+    step, *first = ufm.theory.collapse_rates(modes)
+    first_order = jnp.stack(first)
+    if "samples outside the span" not in modes.names:
+        return first_order, jnp.zeros(3, bool)
+    # Samples that move outside the span of W come back by this factor, and the metrics see its square.
+    outside = 1 - step * modes.eigenvalues[modes.names.index("samples outside the span")]
+    return first_order, jnp.stack([outside**4, outside**2, outside**2]) > first_order
 
 
 def factors(squares: np.ndarray) -> np.ndarray:
@@ -121,84 +147,78 @@ def claims(config: Config, data: Data) -> list[Claim]:
     made = []
     for model in MODELS:
         errors = np.abs(data[f"measured_{model}"] - data[f"predicted_{model}"])
-        worst = errors.reshape(-1, 3).max(0)
+        early = ~data[f"late_{model}"].any(-1)
         close = np.all(errors < 1e-4, axis=-1)
+        worst = errors[early].max(0, initial=0)
         made.append(
             Claim(
-                f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 1e-4, in every setting",
-                bool(close.all()),
-                f"in {close.sum()} of {close.size} settings; largest differences "
-                + ", ".join(f"{e:.2g} ({m.upper()})" for e, m in zip(worst, METRICS, strict=True)),
+                f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 1e-4, in every setting "
+                "where first order decides to the end",
+                bool(close[early].all()),
+                f"in {close[early].sum()} of {early.sum()} of these, of {early.size} in all; largest "
+                "differences " + ", ".join(f"{e:.2g} ({m})" for e, m in zip(worst, METRICS, strict=True)),
             )
         )
-    nc1 = data["measured_normalized"][..., 0]  # (K, n, theta, weight)
-    spread = np.ptp(nc1, axis=(0, 2)).max()
+    nc1, predicted = data["measured_normalized"][..., 0], 1 / (1 + data["relative_weight"]) ** 2
+    errors = np.abs(nc1 - predicted)[~data["late_normalized"][..., 0]]
     made.append(
         Claim(
-            "normalized UFM: NC1 falls by the same factor at all temperatures and numbers of classes",
-            bool(spread < 1e-4),
-            f"at one n and weight, factors are within {spread:.2g}",
+            "normalized UFM: the factor of NC1 is 1/(1 + w/n)^2 at all temperatures, K and n, to 1e-4",
+            bool(np.all(errors < 1e-4)),
+            f"largest difference {errors.max(initial=0):.2g} in {errors.size} settings",
         )
     )
     return made
 
 
-def curves(
-    config: Config, K: int, n: int, points: int = 60
-) -> dict[str, tuple[np.ndarray, Callable[[int], np.ndarray]]]:
-    """For each model where its predicted factors are drawn, and the factors (points, 3) of a line."""
-    dim = K + config.extra_dim
-
-    def factors_of(modes: ufm.theory.Modes) -> jax.Array:
-        return jnp.stack(ufm.theory.collapse_rates(modes)[1:])
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def at_theta(theta: jax.Array, weight: jax.Array) -> jax.Array:
-        return factors_of(ufm.theory.collapse_spectrum(K, n, dim, theta * (K - 1), weight))
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def at_decay(decay: jax.Array, ratio: jax.Array) -> jax.Array:
-        return factors_of(ufm.theory.regularized_collapse_spectrum(K, n, dim, decay, ratio * decay))
-
-    theta = np.geomspace(min(config.theta) / 1.5, min(max(config.theta) * 1.5, 0.95), points)
+def lines(config: Config, points: int = 60) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each model where its predictions are drawn, and the factors (K, second field, points, 3)."""
+    theta = np.geomspace(min(config.theta) / 1.5, min(max(config.theta) * 1.3, 0.95), points)
     decay = np.geomspace(min(config.decay) / 1.5, max(config.decay) * 1.2, points)
-    return {
-        "normalized": (theta, lambda i: np.asarray(at_theta(theta, config.classifier_weight[i]))),
-        "regularized": (decay, lambda i: np.asarray(at_decay(decay, config.decay_ratio[i]))),
-    }
+    found = {}
+    for model, modes, x, second in [
+        ("normalized", normalized_modes, theta, config.relative_weight),
+        ("regularized", regularized_modes, decay, config.decay_ratio),
+    ]:
+        curves = []
+        for K, n in _sizes(config):
+            predict = functools.partial(modes, K, n, K + config.extra_dim)
+            of_all = jax.vmap(
+                jax.vmap(lambda a, b, predict=predict: predictions(predict(a, b))[0], (0, None)), (None, 0)
+            )
+            curves.append(np.asarray(jax.jit(of_all)(x, np.asarray(second))))
+        found[model] = (x, np.stack(curves))
+    return found
 
 
 def plot(config: Config, data: Data) -> Figure:
-    figure = Figure(figsize=(9.5, 5.6))
-    panels = figure.subplots(2, 3)
-    n = config.samples_per_class[-1]
+    figure = Figure(figsize=(9.8, 5.4))
+    rows = figure.subplots(2, 3)
     names = {
-        "normalized": [f"$w={w:g}$" for w in config.classifier_weight],
+        "normalized": [f"$w/n={r:g}$" for r in config.relative_weight],
         "regularized": [f"$l_H/l_W={r:g}$" for r in config.decay_ratio],
     }
-    for k, (K, marker) in enumerate(zip(config.num_classes, "os^Dv<>", strict=False)):
-        of_model = curves(config, K, n)
-        for row, model in zip(panels, MODELS, strict=True):
-            x, line = of_model[model]
-            measured = data[f"measured_{model}"][k, -1]
-            at = data["theta" if model == "normalized" else "decay"]
+    drawn = lines(config)
+    for row, model, at in zip(rows, MODELS, ("theta", "decay"), strict=True):
+        x, predicted = drawn[model]
+        for k, (K, n) in enumerate(_sizes(config)):
+            marker = "os^Dv<>"[k % 7]
             for i, name in enumerate(names[model]):
-                predicted = line(i)
                 for m, axes in enumerate(row):
-                    axes.plot(x, predicted[:, m], color=f"C{i}", linewidth=0.9, alpha=0.8)
-                    label = f"{name}, $K={K}$"
-                    axes.plot(at, measured[:, i, m], marker, color=f"C{i}", markersize=4.5, label=label)
-    for row, model in zip(panels, MODELS, strict=True):
+                    axes.plot(x, predicted[k, i, :, m], color=f"C{i}", linewidth=0.9, alpha=0.8)
+                    values = data[f"measured_{model}"][k, :, i, m]
+                    late = data[f"late_{model}"][k, :, i, m]
+                    style = {"color": f"C{i}", "marker": marker, "linestyle": "", "markersize": 4.5}
+                    axes.plot(data[at][~late], values[~late], **style, label=f"{name}, $K={K}$, $n={n}$")
+                    axes.plot(data[at][late], values[late], **style, markerfacecolor="white")
         for axes, title in zip(row, METRICS.values(), strict=True):
             xlabel = r"$\theta=\tau/(K-1)$" if model == "normalized" else "weight decay $l_W$"
             axes.set(xscale="log", xlabel=xlabel, title=f"{title}, {model}", ylim=(0, 1.02))
         row[0].set_ylabel("factor of a step")
         row[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.supxlabel(
-        f"lines: predicted, marks: measured; n={n}, d=K+{config.extra_dim}, "
-        "gradient descent, step one over the largest eigenvalue",
+        f"lines: predicted to first order; marks: measured, hollow where second order takes over; "
+        f"d=K+{config.extra_dim}, gradient descent, step one over the largest eigenvalue",
         fontsize=8,
     )
     return figure
