@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -205,7 +206,7 @@ def predicted(config: Config) -> Data:
     fine = np.geomspace(config.local_decay[0], config.local_decay[-1] / 10, 400).astype(config.dtype)
     pairs = decays(config)
     return {
-        "predicted_normalized": np.stack([normalized(w) for w in (1.0, float(n))]),
+        "predicted_normalized": np.stack([normalized(w) for w in jnp.array([1.0, n])]),
         "predicted_regularized": np.asarray(regularized(pairs.reshape(-1, 2))).reshape(pairs.shape[:2]),
         "curve_decay": fine,
         "curve_regularized": np.asarray(regularized(np.stack([fine, fine], 1))),
@@ -352,7 +353,7 @@ def plot(config: Config, data: Data) -> Figure:
 def _draw_histories(axes: Axes, values: np.ndarray, **style: Any) -> None:
     """One line a trial, to the step at which it is collapsed."""
     for trial in values:
-        end = int(min(first_step(trial < descent.COLLAPSED), len(trial) - 1)) + 1
+        end = int(np.minimum(first_step(trial < descent.COLLAPSED), len(trial) - 1)) + 1
         axes.plot(np.arange(end), trial[:end], **style)
         style.pop("label", None)
 
@@ -362,7 +363,7 @@ def _draw_local(axes: Axes, data: Data) -> None:
     axes.plot(data["curve_decay"], by_fixed_step(data["curve_regularized"]), color="0.3", linewidth=1)
     axes.plot(data["local_decay"], by_fixed_step(data["local_regularized"]), "o", color="0.3", markersize=4)
     for m, color in enumerate(("C1", "C3")):
-        axes.axhline(by_fixed_step(data["predicted_normalized"][m]), color=color, linewidth=2)
+        axes.axhline(float(by_fixed_step(data["predicted_normalized"][m])), color=color, linewidth=2)
         measured = by_fixed_step(data["local_normalized"][m])
         axes.plot(
             data["local_decay"], np.full(len(data["local_decay"]), measured), "x", color=color, markersize=4

@@ -15,7 +15,7 @@ from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig,
 
 METRICS = {"nc1": r"$\mathcal{NC}_1$", "nc2": r"$\mathcal{NC}_2$", "nc3": r"$\mathcal{NC}_3$"}
 MODELS = ("normalized", "regularized")
-_WINDOW = (1e-22, 1e-8)
+_WINDOW = (1e-23, 1e-10)
 """Where squares are measured: small enough for first order to be all, and no rounding yet."""
 
 
