@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 import ufm_jax as ufm
 from experiments import chunks
@@ -18,6 +20,7 @@ WEIGHTS = {
     "plain": "1",
     "mean": "mean of n_k",
     "sizes": "n_k",
+    "root": "sqrt(n_k times mean)",
     "alpha": "alpha_k",
     "both": "alpha_k, and beta_i of features",
 }
@@ -87,7 +90,7 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
     return data
 
 
-def at_minimum(config: Config, tau: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+def at_minimum(config: Config, tau: jax.Array, key: jax.Array) -> tuple[Any, ...]:
     """-alpha_k and -beta_i at the minimum, and how far its value can be from the global one's."""
     sizes = jnp.asarray(config.samples_per_class, tau.dtype)
     problem = problem_of(config, tau, ufm.Point(sizes[:, None], jnp.ones((), tau.dtype)))
@@ -112,15 +115,16 @@ def gap(problem: ufm.Problem, point: ufm.Point) -> jax.Array:
 
 
 def weights_of(config: Config, alpha: np.ndarray, beta: np.ndarray) -> ufm.Point:
-    """The weights of `WEIGHTS` in their order, for each temperature: W (tau, 5, K, 1), H (tau, 5, N, 1).
+    """The weights of `WEIGHTS` in their order, for each temperature: W (tau, 6, K, 1), H (tau, 6, N, 1).
 
     A common factor changes no step of a line search but the first; the mean weight of a feature is 1.
     """
     sizes = np.asarray(config.samples_per_class, alpha.dtype)
     unit = beta.mean(-1, keepdims=True)
     ones = np.ones_like(alpha)
-    W = [ones, ones * sizes.mean(), ones * sizes, alpha / unit, alpha / unit]
-    H = [*[np.ones_like(beta)] * 4, beta / unit]
+    mean = sizes.mean()
+    W = [ones, ones * mean, ones * sizes, ones * np.sqrt(sizes * mean), alpha / unit, alpha / unit]
+    H = [*[np.ones_like(beta)] * 5, beta / unit]
     return ufm.Point(*(np.stack(rows, 1)[..., None] for rows in (W, H)))
 
 
@@ -153,7 +157,8 @@ def claims(config: Config, data: Data) -> list[Claim]:
         )
     ]
     steps = {solver: np.median(data[solver], axis=-1) for solver in SOLVERS}
-    for better, worse in [("sizes", "plain"), ("sizes", "mean"), ("alpha", "sizes"), ("both", "alpha")]:
+    pairs = [("sizes", "plain"), ("root", "mean"), ("root", "sizes"), ("alpha", "root"), ("both", "alpha")]
+    for better, worse in pairs:
         a, b = (list(WEIGHTS).index(name) for name in (better, worse))
         measured = [
             f"{steps[s][t, a]:g} against {steps[s][t, b]:g} ({SOLVERS[s]}, tau={tau:g})"
@@ -193,9 +198,15 @@ def plot(config: Config, data: Data) -> Figure:
     relative = weights_of(config, data["alpha"], data["beta"]).W[:, 3, :, 0]
     sizes = np.sort(data["sizes"])
     left.plot(sizes, sizes, color="black", linewidth=1, label="$n_k$")
+    root = np.sqrt(sizes * sizes.mean())
+    left.plot(sizes, root, color="black", linewidth=1, linestyle="--", label=r"$\sqrt{n_k \bar n}$")
     for tau, row in zip(config.tau, relative, strict=True):
         left.plot(data["sizes"], row, "o", markersize=4, label=rf"$\alpha_k$, $\tau={tau:g}$")
     left.set(xscale="log", yscale="log", xlabel="samples of the class, $n_k$", ylabel="weight of $w_k$")
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     left.legend()
     at = np.arange(len(WEIGHTS))
     bars = [(s, t) for s in SOLVERS for t in range(len(config.tau))]
@@ -205,7 +216,9 @@ def plot(config: Config, data: Data) -> Figure:
         right.bar(
             at + (b - (len(bars) - 1) / 2) * width, np.median(data[solver][t], -1), width, label=label
         )
-    right.set_xticks(at, ["1", "mean", "$n_k$", r"$\alpha_k$", r"$\alpha_k,\beta_i$"])
+    right.set_xticks(
+        at, ["1", "mean", "$n_k$", r"$\sqrt{n_k \bar n}$", r"$\alpha_k$", r"$\alpha_k,\beta_i$"]
+    )
     right.set(yscale="log", xlabel="weights of the metric", ylabel=f"iterations to {config.tolerance:g}")
     right.legend()
     figure.supxlabel(

@@ -173,7 +173,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
 
 def lines(config: Config, points: int = 60) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of each model where its predictions are drawn, and the factors (K, second field, points, 3)."""
-    theta = np.geomspace(min(config.theta) / 1.5, min(max(config.theta) * 1.3, 0.95), points)
+    theta = np.linspace(min(config.theta) / 2, max(config.theta) * 1.2, points)
     decay = np.geomspace(min(config.decay) / 1.5, max(config.decay) * 1.2, points)
     found = {}
     for model, modes, x, second in [
@@ -213,7 +213,8 @@ def plot(config: Config, data: Data) -> Figure:
                     axes.plot(data[at][late], values[late], **style, markerfacecolor="white")
         for axes, title in zip(row, METRICS.values(), strict=True):
             xlabel = r"$\theta=\tau/(K-1)$" if model == "normalized" else "weight decay $l_W$"
-            axes.set(xscale="log", xlabel=xlabel, title=f"{title}, {model}", ylim=(0, 1.02))
+            scale = "linear" if model == "normalized" else "log"
+            axes.set(xscale=scale, xlabel=xlabel, title=f"{title}, {model}", ylim=(0, 1.02))
         row[0].set_ylabel("factor of a step")
         row[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.supxlabel(

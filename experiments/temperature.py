@@ -76,7 +76,8 @@ def iterations(
         problem.random_point(key, config.dim, config.dtype),
         getattr(ufm.solvers, solver)(),
         max_steps=config.steps,
-        tolerance=0.0,
+        # Where the slope at collapse is far below rounding nothing comes any more.
+        tolerance=1e-26,
         until=lambda iterate: is_collapsed(iterate.point, labels, K),
     )
     return jnp.where(result.status == ufm.Status.STOPPED, result.steps, jnp.inf).astype(config.dtype)

@@ -333,7 +333,7 @@ def test_measured_rates_of_a_given_step_are_the_predicted_ones(share):
 
 
 @pytest.mark.parametrize(("w", "factor", "steps"), [(5, 7 / 8, 80), (1, 23 / 24, 250)])
-def test_late_in_a_run_above_k_minus_1_motions_outside_the_span_decide(w, factor, steps):
+def test_late_in_a_run_at_large_temperatures_motions_outside_the_span_decide(w, factor, steps):
     """A motion e of a unit vector shortens it by e^2/2 along itself, which all three metrics see."""
     setting = (3, 5, 6, 6.0, w)
     rates = theory.collapse_rates(theory.collapse_spectrum(*setting))
@@ -344,6 +344,15 @@ def test_late_in_a_run_above_k_minus_1_motions_outside_the_span_decide(w, factor
     # Without room outside the span, the rate is that of first order to the end.
     history = descend_normalized(3, 5, 2, 6.0, w, float(rates.step), 0.06, 12)
     np.testing.assert_allclose(history[-1, 0] / history[-2, 0], rates.nc1, atol=1e-3)
+
+
+def test_they_decide_nc1_from_theta_of_1_over_the_root_of_1_plus_w_over_n_on():
+    """That is 0.71 for w = n: at theta = 1 NC1 falls by (3/4)^4 = 0.316 late, and not by 0.25."""
+    for theta, factor in [(1.0, (3 / 4) ** 4), (0.6, 1 / 4)]:
+        setting = (3, 5, 6, 2 * theta, 5)
+        step = float(theory.collapse_rates(theory.collapse_spectrum(*setting)).step)
+        history = descend_normalized(*setting, step, 0.5, 36)
+        np.testing.assert_allclose(history[-1, 0] / history[-2, 0], factor, atol=2e-3)
 
 
 def test_rates_of_nc1_do_not_depend_on_the_temperature():
