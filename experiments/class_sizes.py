@@ -111,7 +111,7 @@ def gap(problem: ufm.Problem, point: ufm.Point) -> jax.Array:
     alpha, beta = ufm.landscape.multipliers(problem, point)
     G = ufm.landscape.logit_gradient(problem, point).T
     Z = jnp.block([[-jnp.diag(alpha), G], [G.T, -jnp.diag(beta)]])
-    return problem.tau * len(Z) / 2 * jnp.maximum(0, -jnp.linalg.eigvalsh(Z)[0])
+    return jnp.asarray(problem.tau) * len(Z) / 2 * jnp.maximum(0, -jnp.linalg.eigvalsh(Z)[0])
 
 
 def weights_of(config: Config, alpha: np.ndarray, beta: np.ndarray) -> ufm.Point:

@@ -208,13 +208,17 @@ def plot(config: Config, data: Data) -> Figure:
                     axes.plot(x, predicted[k, i, :, m], color=f"C{i}", linewidth=0.9, alpha=0.8)
                     values = data[f"measured_{model}"][k, :, i, m]
                     late = data[f"late_{model}"][k, :, i, m]
-                    style = {"color": f"C{i}", "marker": marker, "linestyle": "", "markersize": 4.5}
-                    axes.plot(data[at][~late], values[~late], **style, label=f"{name}, $K={K}$, $n={n}$")
-                    axes.plot(data[at][late], values[late], **style, markerfacecolor="white")
+                    # Marks of several K lie on each other: the later ones are smaller.
+                    style = {"marker": marker, "linestyle": "", "markersize": max(3.5, 8 - 2 * k)}
+                    filled = {"color": f"C{i}", "markeredgecolor": "white", "markeredgewidth": 0.6}
+                    hollow = {"color": "white", "markeredgecolor": f"C{i}"}
+                    label = f"{name}, $K={K}$, $n={n}$"
+                    axes.plot(data[at][~late], values[~late], **style, **filled, label=label)
+                    axes.plot(data[at][late], values[late], **style, **hollow)
         for axes, title in zip(row, METRICS.values(), strict=True):
             xlabel = r"$\theta=\tau/(K-1)$" if model == "normalized" else "weight decay $l_W$"
             scale = "linear" if model == "normalized" else "log"
-            axes.set(xscale=scale, xlabel=xlabel, title=f"{title}, {model}", ylim=(0, 1.02))
+            axes.set(xscale=scale, xlabel=xlabel, title=f"{title}, {model}")
         row[0].set_ylabel("factor of a step")
         row[2].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.supxlabel(
