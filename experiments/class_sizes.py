@@ -184,7 +184,7 @@ def table(config: Config, data: Data) -> str:
     for i, words in enumerate(WEIGHTS.values()):
         rows.append([words, *(f"{np.median(data[s][t, i]):g}" for t, s in columns)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    relative = weights_of(config, data["alpha"], data["beta"]).W[:, 3, :, 0]
+    relative = weights_of(config, data["alpha"], data["beta"]).W[:, -1, :, 0]
     header = ["n_k", *map(str, config.samples_per_class)]
     lines += ["", "| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
     for tau, row in zip(config.tau, relative, strict=True):
@@ -195,7 +195,7 @@ def table(config: Config, data: Data) -> str:
 def plot(config: Config, data: Data) -> Figure:
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
-    relative = weights_of(config, data["alpha"], data["beta"]).W[:, 3, :, 0]
+    relative = weights_of(config, data["alpha"], data["beta"]).W[:, -1, :, 0]
     sizes = np.sort(data["sizes"])
     left.plot(sizes, sizes, color="black", linewidth=1, label="$n_k$")
     root = np.sqrt(sizes * sizes.mean())
