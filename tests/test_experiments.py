@@ -63,7 +63,7 @@ SMALL = {
     "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
     "softmax-codes": ["--num_classes", "4", "5", "--dim", "2", "3", "--tau", "1", "32", "--trials", "2"],
     "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
-    "rates": ["--num_classes", "4", "--samples_per_class", "2", "--steps", "300"],
+    "rates": ["--num_classes", "4", "--samples_per_class", "2", "--steps", "600"],
     "temperature": ["--num_classes", "4", "--dim", "6", "--tau", "0.5", "1", "2", "--trials", "1"],
     "metric": [
         *["--num_classes", "4", "--samples_per_class", "3", "--dim", "6", "--trials", "1", "--steps", "20"],
