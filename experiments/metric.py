@@ -20,9 +20,10 @@ METRICS = ("plain", "balanced")
 PLACES = {
     "mean": "beside the mean loss",
     "sum": "beside the sum of losses",
-    "unequal": "of W; of H it is fixed, beside the mean loss",
+    "unequal": "of W alone, beside the mean loss",
 }
 """Where a decay stands."""
+_COLORS = ("C1", "black")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,15 +302,15 @@ def table(config: Config, data: Data) -> str:
 
 
 def plot(config: Config, data: Data) -> Figure:
-    figure = Figure(figsize=(12, 5.8))
+    figure = Figure(figsize=(13, 5.8))
     panels = figure.subplots(2, 4)
     colors = plotting.sequence_colors(len(config.decay))
     for column, solver in enumerate(SOLVERS):
         above, below = panels[:, column]
         for i, color in enumerate(colors):
-            label = f"regularized, {config.decay[i]:.0e} beside the mean"
+            label = f"regularized, {config.decay[i]:g}"
             _draw_histories(above, data[f"nc1_regularized_{solver}"][0, i], color=color, label=label)
-        for m, (metric, color) in enumerate(zip(METRICS, ("C1", "C3"), strict=True)):
+        for m, (metric, color) in enumerate(zip(METRICS, _COLORS, strict=True)):
             values = data[f"nc1_normalized_{solver}"][m]
             _draw_histories(above, values, color=color, linewidth=2, label=f"normalized, {metric} metric")
             below.axhline(iterations(data, "normalized", solver)[m], color=color, linewidth=2)
@@ -318,15 +319,16 @@ def plot(config: Config, data: Data) -> Figure:
             below.plot(config.decay, steps, marker=marker, color="0.3", markersize=4, label=PLACES[place])
         above.set(title=solver.replace("_", " "), xlabel="iteration", yscale="log")
         above.set_ylim(descent.COLLAPSED / 3, None)
-        below.set(xlabel="decay", xscale="log", yscale="log")
+        below.set(xlabel="decay", xscale="log", ylim=(0, None))
         below.invert_xaxis()
     panels[0, 0].set_ylabel(r"$\mathcal{NC}_1$")
     panels[1, 0].set_ylabel(rf"iterations to $\mathcal{{NC}}_1$ < {descent.COLLAPSED:g}")
     _draw_local(panels[1, 3], data)
     panels[0, 3].set_axis_off()
-    for axes, at, title in [(panels[0, 0], 1.0, "curves"), (panels[1, 0], 0.4, "marks: the decay stands")]:
+    titles = ["curves (decays beside the mean loss)", "marks: the decay stands"]
+    for axes, at, title in zip(panels[:, 0], (1.08, 0.3), titles, strict=True):
         handles = axes.get_legend_handles_labels()
-        legend = panels[0, 3].legend(*handles, loc="upper left", bbox_to_anchor=(-0.1, at), title=title)
+        legend = panels[0, 3].legend(*handles, loc="upper left", bbox_to_anchor=(-0.15, at), title=title)
         legend.set_alignment("left")
         panels[0, 3].add_artist(legend)
     figure.supxlabel(
@@ -350,13 +352,13 @@ def _draw_local(axes: Axes, data: Data) -> None:
     """Steps of the best fixed length near collapse: curves predicted, marks measured."""
     axes.plot(data["curve_decay"], by_fixed_step(data["curve_regularized"]), color="0.3", linewidth=1)
     axes.plot(data["local_decay"], by_fixed_step(data["local_regularized"]), "o", color="0.3", markersize=4)
-    for m, color in enumerate(("C1", "C3")):
+    for m, color in enumerate(_COLORS):
         axes.axhline(float(by_fixed_step(data["predicted_normalized"][m])), color=color, linewidth=2)
         measured = by_fixed_step(data["local_normalized"][m])
         axes.plot(
             data["local_decay"], np.full(len(data["local_decay"]), measured), "x", color=color, markersize=4
         )
-    axes.set(xscale="log", yscale="log", xlabel="decay beside the mean loss")
+    axes.set(xscale="log", xlabel="decay beside the mean loss", ylim=(0, None))
     axes.set_title("best fixed step, near collapse")
     axes.invert_xaxis()
 
