@@ -146,7 +146,7 @@ def test_too_few_dimensions_for_collapse_are_a_warning():
 def test_a_point_of_integers_has_the_cost_of_its_numbers():
     """A temperature of 0.5 in their dtype would be 0."""
     W, H = np.eye(4, 6, dtype=int), np.eye(4, 6, dtype=int)[np.asarray(LABELS)]
-    for problem in (ufm.normalized(LABELS, 4, tau=0.5), ufm.regularized(LABELS, 4, 0.1, 0.3)):
+    for problem in (ufm.normalized(LABELS, 4, tau=0.5), ufm.regularized(LABELS, 4, weight_decay=0.1)):
         found = problem.cost(ufm.Point(jnp.asarray(W), jnp.asarray(H)))
         np.testing.assert_allclose(found, problem.cost(ufm.Point(W * 1.0, H * 1.0)), rtol=1e-14)
 
