@@ -48,6 +48,7 @@ _BENCH_NETWORKS = [
     "--epochs",
     "2",
 ]
+_BENCH_SOLVERS = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "4", "--rounds", "1"]
 _LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
@@ -55,14 +56,22 @@ SMALL = {
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "bench": _BENCH,
     "bench-networks": _BENCH_NETWORKS,
+    "bench-solvers": _BENCH_SOLVERS,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
-    **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
+    **dict.fromkeys(["fig5", "fig5-lbfgs", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
     "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
     "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
     "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
     "softmax-codes": ["--num_classes", "4", "5", "--dim", "2", "3", "--tau", "1", "32", "--trials", "2"],
     "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
+    "rates": ["--num_classes", "4", "--samples_per_class", "2", "--steps", "600"],
+    "temperature": ["--num_classes", "4", "--dim", "6", "--tau", "0.5", "1", "2", "--trials", "1"],
+    "metric": [
+        *["--num_classes", "4", "--samples_per_class", "3", "--dim", "6", "--trials", "1", "--steps", "20"],
+        *["--decay", "1e-2", "1e-4", "--local_decay", "1e-2", "1e-4", "1e-6"],
+    ],
+    "class-sizes": ["--samples_per_class", "4", "2", "1", "--dim", "4", "--trials", "1", "--steps", "500"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
     "large": ["--num_classes", "4", "--samples_per_class", "6", "--dim", "5", "--block_size", "5"],
 }
@@ -71,17 +80,22 @@ SMALL = {
 SLOW = (
     "bench",
     "bench-networks",
+    "bench-solvers",
     "fig4",
+    "fig5-lbfgs",
     "fig5-start",
     "fig6",
     "fig7",
     "fig10",
     "fig11",
     "fig13",
+    "class-sizes",
     "landscape",
     "large",
+    "metric",
     "softmax-codes",
     "table2",
+    "temperature",
 )
 """Experiments whose smallest run is long, or differs from another one only in a solver or a loss."""
 
