@@ -38,6 +38,14 @@ def load(name: Name, part: Part) -> Split:
     return _LOADERS[name](name, part)
 
 
+def digest(name: Name) -> str:
+    """A few letters that stand for the training images and labels of a data set, as they are here."""
+    hasher = hashlib.sha256()
+    for array in load(name, "train"):
+        hasher.update(np.ascontiguousarray(array).data)
+    return hasher.hexdigest()[:12]
+
+
 def first_of_each_class(split: Split, samples_per_class: int | None, seed: int) -> Split:
     """The first n samples of each class, in an order drawn from `seed`; all samples if n is None.
 
