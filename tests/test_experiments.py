@@ -438,3 +438,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypat
     code, _, err = main(capsys, "fig9", "--out", "~nobody-of-this-name/x")
     assert code == 2
     assert err == "error: the home folder in '~nobody-of-this-name/x' is not known.\n"
+
+
+def test_focal_losses_of_small_gamma_end_at_collapse(tmp_path, capsys):
+    """At large temperatures p rounds to 1 there, where the derivatives of the focal loss were NaN."""
+    fields = ["--gamma", 0.5, "--num_classes", 3, "--trials", 2, "--tau", 1, 20, 60]
+    code, out, _ = main(capsys, "fig11", "--out", tmp_path, *fields)
+    assert code == 0
+    assert "FAILS" not in out

@@ -1,5 +1,7 @@
 """The landscape's tools against finite differences, dense eigenvalues, closed forms and the lemmas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -437,3 +439,18 @@ def test_everything_works_batched_and_keeps_the_dtype(dtype):
         dense_eigenvalues(problem_at(float(t)), saddles.antipodal(problem_at(1.0), DIM))[0] for t in taus
     ]
     np.testing.assert_allclose(smallest, exact, rtol=1e-12 if dtype == jnp.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
+def test_focal_losses_without_second_derivatives_at_one_have_a_spectrum(gamma, dtype):
+    """Where p rounds to 1 at collapse, too; the smallest eigenvalue is the 0 of the rotations."""
+    labels, W = ufm.balanced_labels(4, 3), ufm.theory.simplex_etf(4, 8, dtype)
+
+    def smallest(tau):
+        loss = functools.partial(ufm.losses.focal, gamma=gamma)
+        problem = ufm.normalized(labels, 4, loss=loss, tau=tau)
+        return ufm.landscape.smallest_eigenvalue(problem, ufm.Point(W, W[labels]), jax.random.key(0))
+
+    found = jax.jit(jax.vmap(smallest))(jnp.array([1.0, 20.0, 60.0], dtype))
+    np.testing.assert_allclose(found, 0, atol={"float32": 1e-6, "float64": 1e-13}[dtype])

@@ -47,7 +47,8 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `gamma` is negative, or the labels do not fit the logits (values: outside `jit`).
+        ValueError: `gamma` is negative or no scalar, or the labels do not fit the logits (values: outside
+            `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -56,6 +57,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
 
     Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
     """
+    _checks.scalar("gamma", gamma)
     _checks.at_least("gamma", gamma, 0)
     logits, labels = _logits_and_labels(logits, labels)
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
@@ -77,7 +79,8 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `alpha` is outside [0, 1], or the labels do not fit the logits (values: outside `jit`).
+        ValueError: `alpha` is outside [0, 1] or no scalar, or the labels do not fit the logits (values:
+            outside `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -86,6 +89,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
 
     Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
     """
+    _checks.scalar("alpha", alpha)
     _checks.within("alpha", alpha, 0, 1)
     logits, labels = _logits_and_labels(logits, labels)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
@@ -140,8 +144,8 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
         The mean loss of the N anchors, a scalar.
 
     Raises:
-        ValueError: `tau` is not positive, a class has a single sample, a label is negative (checked outside
-            `jit`), or the labels do not fit the features.
+        ValueError: `tau` is not positive or no scalar, a class has a single sample, a label is negative
+            (checked outside `jit`), or the labels do not fit the features.
 
     Example:
         >>> H, labels = ufm.theory.simplex_etf(2, dim=2)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
@@ -152,6 +156,7 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
 
     Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
     """
+    _checks.scalar("tau", tau)
     _checks.positive("tau", tau)
     features = _checks.floating("features", _checks.matrix("features", features))
     labels = _checks.class_labels(labels, shape=features.shape[:1])
