@@ -48,6 +48,7 @@ _BENCH_NETWORKS = [
     "--epochs",
     "2",
 ]
+_BENCH_SOLVERS = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "4", "--rounds", "1"]
 _LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
@@ -55,8 +56,9 @@ SMALL = {
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "bench": _BENCH,
     "bench-networks": _BENCH_NETWORKS,
+    "bench-solvers": _BENCH_SOLVERS,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
-    **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
+    **dict.fromkeys(["fig5", "fig5-lbfgs", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
     "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
     "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
@@ -78,7 +80,9 @@ SMALL = {
 SLOW = (
     "bench",
     "bench-networks",
+    "bench-solvers",
     "fig4",
+    "fig5-lbfgs",
     "fig5-start",
     "fig6",
     "fig7",
