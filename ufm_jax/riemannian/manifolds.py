@@ -69,11 +69,15 @@ def normalize(rows: jax.Array) -> jax.Array:
     Returns:
         Unit vectors, (..., d).
 
+    Raises:
+        ValueError: the rows are not real numbers.
+
     Example:
         >>> print(ufm.manifolds.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
         [[0.6 0.8]
          [1.  0. ]]
     """
+    rows = _checks.floating("rows", rows)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(largest == 0, first, rows / _power_of_two(largest))
