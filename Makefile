@@ -39,7 +39,7 @@ landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditio
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
 softmax-codes: $(READY)  ## More classes than dimensions: minima against packings (2 min)
 rates: $(READY)  ## Local rates of collapse, measured and predicted (30 s)
-temperature: $(READY)  ## The best temperature, measured and predicted (60 s)
+temperature: $(READY)  ## The best temperature, measured and predicted (90 s)
 metric: $(READY)  ## Figures 5, 7, 8 in two metrics and over decays (2 min)
 class-sizes: $(READY)  ## Which metric to use for classes of unequal sizes (20 s)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
