@@ -45,7 +45,7 @@ def check(config: Config) -> None:
         raise ValueError(f"num_classes must be at least 3 to merge some, but is {config.num_classes}.")
     if config.dim <= config.num_classes:
         raise ValueError(
-            "the direction of Proposition 2 needs dim larger than num_classes, "
+            "the direction of negative curvature needs dim larger than num_classes, "
             f"but they are {config.dim} and {config.num_classes}."
         )
     for name in ("step_size", "points"):
@@ -81,7 +81,7 @@ def _saddle(config: Config, problem: ufm.Problem, key: jax.Array) -> ufm.Point:
 
 def _compute(config: Config, problem: ufm.Problem, saddle: ufm.Point) -> dict[str, jax.Array]:
     manifold = problem.manifold
-    constructed, curvature = ufm.landscape.negative_curvature(problem, saddle, scaled=True)
+    constructed, curvature = ufm.landscape.negative_curvature(problem, saddle)
     eigenvalues, eigenvectors = ufm.landscape.eigenpairs(problem, saddle)
     others = [jax.tree.map(lambda v, i=i: v[i], eigenvectors) for i in (0, -1)]
     seconds = [_perpendicular(manifold, saddle, constructed, other) for other in others]

@@ -127,8 +127,8 @@ def packing_angle(num_classes: int, dim: int) -> float:
 def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
     """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K - 1 (Theorem 1).
 
-    The paper asks for d >= K; a simplex ETF fits into K - 1 dimensions, and more cannot help (docs/focal.md,
-    with gamma = 0). For balanced classes.
+    For balanced classes. The paper asks for d >= K, but a simplex ETF fits into K - 1 dimensions, and more
+    cannot help (docs/focal.md, with gamma = 0).
 
     Args:
         num_classes: K, at least 2.
@@ -223,8 +223,8 @@ def focal_is_optimal_at_collapse(
 
     With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
     `s* = K tau/(K-1)` for all s >= 0; Jensen's inequality does the rest (docs/focal.md). The test needs no
-    sampling. psi is concave up to one inflection and convex from there on, so that it lies above its tangent
-    exactly if s* is in the convex part, and either 0 is too or psi(0) is above the tangent.
+    sampling. psi is concave up to one inflection and convex from there on, so that it lies above its
+    tangent exactly if s* is in the convex part, and either 0 is too or psi(0) is above the tangent.
 
     Args:
         num_classes: K, at least 2.
@@ -257,8 +257,8 @@ def _focal_at_margin(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """psi, psi' and a positive multiple of psi'' where all other classes' logits are lower by `margin`.
 
-    `psi' = -q^gamma (gamma p L + q)` and `psi'' = p q^gamma (gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q)`,
-    with L = -log p and q = 1 - p.
+    `psi' = -q^gamma (gamma p L + q)` and `psi'' = p q^gamma S`, with L = -log p, q = 1 - p and
+    `S = gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q`.
     """
     L = _cross_entropy_at_margin(num_classes, margin)
     p, q = jnp.exp(-L), -jnp.expm1(-L)
@@ -290,8 +290,8 @@ def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Num
     """Global minimum of the label smoothing loss over the spheres, for balanced classes.
 
     With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
-    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Collapse is optimal up to `label_smoothing_threshold`,
-    for d >= K - 1; beyond it the minimizer is a cone around a shared axis, which needs d >= K.
+    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Up to `label_smoothing_threshold` collapse is optimal,
+    for d >= K - 1; beyond it a cone around a shared axis is, which needs d >= K.
 
     Args:
         num_classes: K, at least 2.
