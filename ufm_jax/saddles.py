@@ -168,18 +168,39 @@ def full_rank(
     n, r = N // K, reversed_samples
     if dim < K:
         raise ValueError(f"classifiers of rank {K} need at least {K} dimensions, but dim is {dim}.")
-    if not 1 <= r < n / 2:
-        raise ValueError(f"reversed_samples must be at least 1 and below n/2 = {n / 2:g}, but is {r}.")
-    # y = e^s solves y (y + K - 1) / (1 + (K - 1) y) = (n - r) / r.
-    ratio = (n - r) / r
-    half = (K - 1) * (ratio - 1) / 2
-    needed = (K - 1) / K * math.log(half + math.sqrt(half**2 + ratio))
+    needed = full_rank_threshold(K, n, r)
     _checks.at_least("tau", problem.tau, needed)
     frame = theory.simplex_etf(K, dim, jax.dtypes.canonicalize_dtype(dtype or float))
     sine = jnp.asarray(needed / problem.tau, frame.dtype)
     W = (sine * frame).at[:, -1].set(jnp.sqrt(1 - sine**2))
     signs = jnp.where(_numbers_in_class(problem) < r, -1, 1)
     return Point(W, signs[:, None] * frame[problem.labels])
+
+
+def full_rank_threshold(num_classes: int, samples_per_class: int, reversed_samples: int = 1) -> float:
+    """The temperature from which on the critical point of `full_rank` exists.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 3.
+        reversed_samples: r, at least 1 and below n/2.
+
+    Returns:
+        The temperature, a float.
+
+    Raises:
+        ValueError: K < 2, or r is out of range.
+
+    Reference: docs/landscape.md.
+    """
+    K, n, r = num_classes, samples_per_class, reversed_samples
+    _checks.at_least("num_classes", K, 2)
+    if not 1 <= r < n / 2:
+        raise ValueError(f"reversed_samples must be at least 1 and below n/2 = {n / 2:g}, but is {r}.")
+    # y = e^s solves y (y + K - 1) / (1 + (K - 1) y) = (n - r) / r.
+    ratio = (n - r) / r
+    half = (K - 1) * (ratio - 1) / 2
+    return (K - 1) / K * math.log(half + math.sqrt(half**2 + ratio))
 
 
 def _numbers_in_class(problem: Problem) -> jax.Array:

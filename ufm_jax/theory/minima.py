@@ -290,8 +290,8 @@ def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Num
     """Global minimum of the label smoothing loss over the spheres, for balanced classes.
 
     With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
-    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Up to `label_smoothing_threshold` collapse is optimal,
-    for d >= K - 1; beyond it a cone around a shared axis is, which needs d >= K.
+    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Up to `label_smoothing_threshold` collapse is
+    optimal, for d >= K - 1; beyond it a cone around a shared axis is, which needs d >= K.
 
     Args:
         num_classes: K, at least 2.
