@@ -228,9 +228,9 @@ def _in_other_orders(size: Size, merged: dict[str, Any]) -> dict[str, Any]:
     labels = np.asarray(size.problem(1.0).labels)
     first_of_class = np.searchsorted(labels, np.arange(size.num_classes))
     tau, points = [], []
-    for temperature, W, H in zip(merged["tau"], *merged["point"], strict=True):
-        groups = np.argmax(np.asarray(W @ W.T) > 1 - 1e-6, axis=1)
-        for order in _orders(groups):
+    for i, temperature in enumerate(merged["tau"]):
+        W, H = merged["point"].W[i], merged["point"].H[i]
+        for order in _orders(np.argmax(W @ W.T > 1 - 1e-6, axis=1)):
             tau.append(temperature)
             points.append(ufm.Point(W[order], H[first_of_class][order][labels]))
     kind = np.full(len(tau), OTHER_ORDERS)
