@@ -90,7 +90,8 @@ class Size:
 
     def problem(self, tau: Any) -> ufm.Problem:
         counts = self.samples_per_class + self.imbalance * np.arange(self.num_classes)
-        return ufm.normalized(np.repeat(np.arange(self.num_classes), counts), self.num_classes, tau=tau)
+        labels = jnp.asarray(np.repeat(np.arange(self.num_classes), counts))
+        return ufm.normalized(labels, self.num_classes, tau=tau)
 
     def __str__(self) -> str:
         n, more = self.samples_per_class, self.imbalance
@@ -280,7 +281,9 @@ def _proposition_2(size: Size, problem: ufm.Problem, point: ufm.Point) -> jax.Ar
     bound = ufm.theory.strict_saddle_threshold(size.num_classes, size.dim)
     if not size.is_balanced or size.dim <= size.num_classes:
         return jnp.array(jnp.nan)
-    return jnp.where(problem.tau < bound, ufm.landscape.proposition_2(problem, point).curvature, jnp.nan)
+    return jnp.where(
+        jnp.asarray(problem.tau) < bound, ufm.landscape.proposition_2(problem, point).curvature, jnp.nan
+    )
 
 
 def _descend(config: Config, size: Size, candidate: dict[str, Any]) -> dict[str, jax.Array]:

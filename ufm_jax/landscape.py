@@ -535,7 +535,7 @@ def _unit_tangent(problem: Problem, point: Point, direction: Point) -> Point:
 def _without(w: jax.Array, matrix: jax.Array) -> jax.Array:
     """A symmetric matrix restricted to the complement of the unit vector w."""
     image = matmul(matrix, w)
-    return matrix - jnp.outer(w, image) - jnp.outer(image, w) + jnp.vdot(w, image) * jnp.outer(w, w)
+    return matrix - jnp.outer(w, image) - jnp.outer(image, w) + matmul(w, image) * jnp.outer(w, w)
 
 
 def _lowest_and_gap(Z: CertificateMatrix, spectral_norm: jax.Array) -> tuple[jax.Array, jax.Array]:
