@@ -571,7 +571,7 @@ def _plot_ways_down(axes: Axes, data: Data) -> None:
 EXPERIMENT = Experiment(
     name="landscape",
     title="Theorem 2 tested: saddles strict, minima global",
-    duration="2 min",
+    duration="3 min",
     config=Config,
     check=check,
     run=run,

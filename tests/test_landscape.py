@@ -305,7 +305,7 @@ class TestNegativeCurvature:
         [
             (
                 lambda: landscape.negative_curvature(problem_at(1.0), collapse(dim=3)),
-                "more dimensions than classes, or as many and at least 3, but dim is 3 and num_classes is 4",
+                "or as many and at least 3, but dim is 3 and num_classes is 4",
             ),
             (
                 lambda: landscape.proposition_2(problem_at(1.0), collapse(dim=4)),

@@ -25,7 +25,9 @@ def nc1(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arra
 
     Sigma_W is the mean of `(h_i - mean of its class)(...)^T` over all samples, Sigma_B the mean of
     `(class mean - global mean)(...)^T` over the classes, and + the pseudo-inverse with the cutoff of
-    `scipy.linalg.pinv`. Classes may differ in size; the global mean is the mean of all samples.
+    `scipy.linalg.pinv`. Classes may differ in size; the global mean is the mean of all samples. Only
+    the variability along the class means counts: where these are all equal, Sigma_B is zero, and so is NC1,
+    however widely the features are spread.
 
     Args:
         features: (N, d).
