@@ -83,8 +83,11 @@ def _compute(config: Config, problem: ufm.Problem, saddle: ufm.Point) -> dict[st
     manifold = problem.manifold
     constructed, curvature = ufm.landscape.negative_curvature(problem, saddle)
     eigenvalues, eigenvectors = ufm.landscape.eigenpairs(problem, saddle)
-    others = [jax.tree.map(lambda v, i=i: v[i], eigenvectors) for i in (0, -1)]
-    seconds = [_perpendicular(manifold, saddle, constructed, other) for other in others]
+    first, second, largest = (jax.tree.map(lambda v, i=i: v[i], eigenvectors) for i in (0, 1, -1))
+    # The smallest eigenvalue is often multiple, and the constructed direction among its eigenvectors.
+    overlaps = [jnp.abs(manifold.inner_product(saddle, constructed, v)) for v in (first, second)]
+    smallest = jax.tree.map(lambda a, b: jnp.where(overlaps[0] <= overlaps[1], a, b), first, second)
+    seconds = [_perpendicular(manifold, saddle, constructed, other) for other in (smallest, largest)]
 
     def at(first, second, x, y):
         step = jax.tree.map(lambda a, b: x * a + y * b, first, second)
@@ -157,8 +160,8 @@ def plot(config: Config, data: Data) -> Figure:
     colors = plotting.sequence_colors(config.trials)
     axis = data["axis"]
     for axes, which, column, words in [
-        (panels[0], "smallest", 1, "smallest eigenvector"),
-        (panels[1], "largest", 2, "largest eigenvector"),
+        (panels[0], "smallest", 1, "an eigenvector of the smallest"),
+        (panels[1], "largest", 2, "an eigenvector of the largest"),
     ]:
         loss = data[f"loss_{which}"]
         levels = np.linspace(data["minimum"], loss.max(), 25)
@@ -168,9 +171,7 @@ def plot(config: Config, data: Data) -> Figure:
             axes.plot(path[:, 0], path[:, column], color="white", linewidth=1.2)
             axes.plot(path[-1, 0], path[-1, column], "o", color="C1", markersize=4)
         axes.plot(0, 0, "*", color="red", markersize=12, markeredgecolor="white")
-        axes.set(
-            xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with the {words}"
-        )
+        axes.set(xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with {words}")
         axes.grid(False)
         figure.colorbar(filled, ax=axes, shrink=0.75, format="%.2f", label="loss")
     for cost, color in zip(data["cost"], colors, strict=True):

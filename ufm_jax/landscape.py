@@ -132,7 +132,7 @@ class CertificateMatrix(NamedTuple):
 
         start = (high, low, high, 0, jnp.array(False))
         x, *_ = jax.lax.while_loop(lambda state: ~state[-1] & (state[-2] < _MAX_STEPS), step, start)
-        found = at(jnp.maximum(x, jnp.finfo(dtype).tiny))[1]
+        found = at(x)[1]
         found = optax.tree.scale(1 / optax.tree.norm(found), found)
         # If the sample with the lowest -beta_i is orthogonal to all else, -beta_i itself may be the lowest.
         alone = Point(jnp.zeros_like(Z.alpha), jax.nn.one_hot(least, len(Z.beta), dtype=dtype))
