@@ -6,15 +6,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 ARGS ?=
-UFM_FIGURES := fig3 fig5 fig5-start fig7 fig8 fig9 fig11 fig12 fig13
+UFM_FIGURES := fig3 fig5 fig5-lbfgs fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 LANDSCAPE := landscape landscape-window landscape-conditions focal-map softmax-codes
+RATES := rates temperature metric class-sizes
 NETWORKS := fig4 fig6 fig10 table2
-OTHERS := large bench bench-networks
+OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures networks notebooks report record test test-slow cluster-test lint format docs
 .PHONY: clean
-.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
+.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
@@ -24,6 +25,7 @@ setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
 
 fig3: $(READY)  ## Figure 3: found minima against Theorem 1 (30 s)
 fig5: $(READY)  ## Figure 5: normalized against regularized, gradient descent (40 s)
+fig5-lbfgs: $(READY)  ## The same under L-BFGS (45 s)
 fig5-start: $(READY)  ## Figures 5, 7, 8 against the scale of the start (70 s)
 fig7: $(READY)  ## Figure 7: the same under conjugate gradients (45 s)
 fig8: $(READY)  ## Figure 8: the same under the trust region (80 s)
@@ -36,15 +38,20 @@ landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways
 landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
 softmax-codes: $(READY)  ## More classes than dimensions: minima against packings (2 min)
+rates: $(READY)  ## Local rates of collapse, measured and predicted (30 s)
+temperature: $(READY)  ## The best temperature, measured and predicted (60 s)
+metric: $(READY)  ## Figures 5, 7, 8 in two metrics and over decays (2 min)
+class-sizes: $(READY)  ## Which metric to use for classes of unequal sizes (20 s)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
 table2: $(READY)  ## Table 2: test accuracy and test NC1 of four networks (3 min)
 large: $(READY)  ## One problem of 1000 classes and 100,000 samples, in blocks (3 min)
-bench: bench-networks  ## Speed against pymanopt, product peak and sizes, and the networks (7 min)
+bench: bench-solvers bench-networks  ## Speed: the two below, then steps against pymanopt and the product peak (15 min)
+bench-solvers: $(READY)  ## Time to a solution, beside optax, pymanopt and GeoJAX (8 min)
 bench-networks: $(READY)  ## Speed of training networks, against PyTorch if it is there (3 min)
 
-$(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
+$(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)

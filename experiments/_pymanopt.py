@@ -36,14 +36,13 @@ def pymanopt_point(point: Point) -> list[np.ndarray]:
 
 
 def pymanopt_optimizer(optimizer: str, steps: int, **arguments: Any) -> Optimizer:
-    """One of `SteepestDescent`, `ConjugateGradient` and `TrustRegions`, which stops after `steps` only."""
+    """`SteepestDescent`, `ConjugateGradient` or `TrustRegions`; by default it stops after `steps` only."""
     if optimizer != "TrustRegions":
         arguments["min_step_size"] = 0
     if optimizer == "ConjugateGradient":
         steps += 1  # It counts the start.
-    return getattr(pymanopt.optimizers, optimizer)(
-        max_iterations=steps, min_gradient_norm=0, verbosity=0, **arguments
-    )
+    arguments = {"max_iterations": steps, "min_gradient_norm": 0, "verbosity": 0} | arguments
+    return getattr(pymanopt.optimizers, optimizer)(**arguments)
 
 
 def pymanopt_run(

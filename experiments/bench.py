@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import ufm_jax as ufm
-from experiments import fig09, plotting
+from experiments import descent, fig09, plotting
 from experiments._measuring import counted_products, seconds_of, take_turns
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields, part
 from experiments.experiment import Config as BaseConfig
@@ -162,8 +162,7 @@ def _solvers(config: Config, progress: Progress) -> Data:
 
 
 def _descend(problem: ufm.Problem, start: ufm.Point, name: str, steps: int) -> ufm.Result:
-    solver = getattr(ufm.solvers, name)()
-    return ufm.minimize(problem, start, solver, max_steps=steps, tolerance=0.0)
+    return ufm.minimize(problem, start, descent.SOLVERS[name], max_steps=steps, tolerance=0.0)
 
 
 def _cost_found(problem: ufm.Problem, start: ufm.Point, name: str, steps: int) -> jax.Array:

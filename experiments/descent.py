@@ -1,4 +1,4 @@
-"""What Figures 5, 7 and 8 share: the normalized against the regularized UFM under one solver."""
+"""What Figures 5, 7, 8 and fig5-lbfgs share: the normalized against the regularized UFM under a solver."""
 
 import dataclasses
 import functools
@@ -13,7 +13,14 @@ from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, first_step, part
 from ufm_jax import _checks
 
-Solver = Literal["gradient_descent", "conjugate_gradient", "trust_region"]
+SolverName = Literal["gradient_descent", "conjugate_gradient", "lbfgs", "trust_region"]
+SOLVERS: dict[str, ufm.solvers.Solver] = {
+    "gradient_descent": ufm.solvers.gradient_descent(),
+    "conjugate_gradient": ufm.solvers.conjugate_gradient(),
+    "lbfgs": ufm.solvers.lbfgs(),
+    "trust_region": ufm.solvers.trust_region(theta=1.0),
+}
+"""As in Manopt and pymanopt, whose trust region asks for quadratic convergence."""
 COLLAPSED = 1e-6
 """NC1 below this counts as collapsed."""
 
@@ -46,9 +53,9 @@ class Config(Setting):
     """Iterations."""
 
 
-def experiment(name: str, solver: Solver, steps: int, duration: str) -> Experiment:
+def experiment(name: str, solver: SolverName, steps: int, duration: str) -> Experiment:
     """The comparison of the two models under `solver`."""
-    words = solver.replace("_", " ")
+    words = "L-BFGS" if solver == "lbfgs" else solver.replace("_", " ")
     config = dataclasses.make_dataclass(
         "Config", [("steps", int, dataclasses.field(default=steps))], bases=(Config,), frozen=True
     )
@@ -83,7 +90,7 @@ def models(config: Setting) -> dict[str, ufm.Problem]:
 
 
 def run(
-    solver: Solver, config: Config, progress: Progress, store: chunks.ChunkFolder | None = None
+    solver: SolverName, config: Config, progress: Progress, store: chunks.ChunkFolder | None = None
 ) -> Data:
     data: Data = {"step": np.arange(config.steps + 1)}
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
@@ -98,7 +105,7 @@ def run(
 
 
 def histories(
-    problem: ufm.Problem, solver: Solver, dim: int, steps: int, dtype: Any, scale: Any, key: jax.Array
+    problem: ufm.Problem, solver: SolverName, dim: int, steps: int, dtype: Any, scale: Any, key: jax.Array
 ) -> dict[str, jax.Array]:
     """Accuracy, NC1, CDNV and loss after every step from one random start; NC4, GNC3 at its end."""
 
@@ -112,8 +119,7 @@ def histories(
         }
 
     start = jax.tree.map(lambda x: scale * x, problem.random_point(key, dim, dtype))
-    solve: ufm.solvers.Solver = getattr(ufm.solvers, solver)()
-    result = ufm.minimize(problem, start, solve, max_steps=steps, tolerance=0.0, record=record)
+    result = ufm.minimize(problem, start, SOLVERS[solver], max_steps=steps, tolerance=0.0, record=record)
     W, H = result.point
     # NC4 costs a product of its own, and GNC2 would cost a quarter of the trial.
     at_end = {"nc4": ufm.metrics.nc4(W, H, problem.labels), "gnc3": ufm.metrics.gnc3(W, H, problem.labels)}

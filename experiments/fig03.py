@@ -7,7 +7,9 @@ EXPERIMENT = minima.experiment(
     "fig3",
     minima.Config,
     minima.Setting(
-        problem=lambda config, labels, num_classes, tau: ufm.normalized(labels, num_classes, tau=tau),
+        problem=lambda config, labels, num_classes, tau: ufm.normalized(
+            labels, num_classes, tau=tau, classifier_weight=config.samples_per_class
+        ),
         minimum=lambda config, num_classes, tau: ufm.theory.cross_entropy_minimum(num_classes, tau),
         title="cross entropy",
         theory="the minimum of Theorem 1",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import ufm_jax as ufm
 from experiments import chunks, descent
 from experiments.experiment import Claim, Data, Experiment, Progress, part
 
-SOLVERS = get_args(descent.Solver)
+SOLVERS: tuple[descent.SolverName, ...] = ("gradient_descent", "conjugate_gradient", "trust_region")
 EVENTS = {"accuracy": "100% training accuracy", "nc1": f"NC1 below {descent.COLLAPSED:g}"}
 
 
@@ -52,10 +51,10 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
 
 
 def iterations_needed(
-    problem: ufm.Problem, name: descent.Solver, config: Config, scale: jax.Array, key: jax.Array
+    problem: ufm.Problem, name: descent.SolverName, config: Config, scale: jax.Array, key: jax.Array
 ) -> dict[str, jax.Array]:
     """The first step with perfect accuracy, and the first with NC1 collapsed; infinite where none is."""
-    solver: ufm.solvers.Solver = getattr(ufm.solvers, name)()
+    solver = descent.SOLVERS[name]
     start = jax.tree.map(lambda x: scale * x, problem.random_point(key, config.dim, config.dtype))
 
     def events(iterate: ufm.solvers.Iterate) -> dict[str, jax.Array]:

@@ -23,6 +23,7 @@ EXPERIMENT = minima.experiment(
             num_classes,
             loss=lambda logits, labels: ufm.losses.focal(logits, labels, config.gamma),
             tau=tau,
+            classifier_weight=config.samples_per_class,
         ),
         minimum=lambda config, num_classes, tau: ufm.theory.focal_at_collapse(
             num_classes, tau, config.gamma

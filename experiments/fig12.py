@@ -23,6 +23,7 @@ EXPERIMENT = minima.experiment(
             num_classes,
             loss=lambda logits, labels: ufm.losses.label_smoothing(logits, labels, config.alpha),
             tau=tau,
+            classifier_weight=config.samples_per_class,
         ),
         minimum=lambda config, num_classes, tau: ufm.theory.label_smoothing_minimum(
             num_classes, tau, config.alpha

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments import plotting, roofline
 from experiments._measuring import take_turns
+from experiments.descent import SolverName
 from experiments.experiment import Claim, Data, Experiment, Progress, check_fields
 from experiments.experiment import Config as BaseConfig
 from ufm_jax import streaming
@@ -55,7 +56,7 @@ class Config(BaseConfig):
     """Dimension of features and classifiers, d."""
     tau: float = 1.0
     """Temperature."""
-    solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "conjugate_gradient"
+    solver: SolverName = "conjugate_gradient"
     """Solver."""
     steps: int = 20
     """Iterations."""
@@ -74,8 +75,11 @@ def check(config: Config) -> None:
 
 
 def problem_of(config: Config, block_size: int | None = None) -> ufm.Problem:
-    labels = ufm.balanced_labels(config.num_classes, config.samples_per_class)
-    return ufm.normalized(labels, config.num_classes, tau=config.tau, block_size=block_size)
+    """In the balanced metric: 20 steps end nearer to the minimum than in the plain one."""
+    k, n = config.num_classes, config.samples_per_class
+    return ufm.normalized(
+        ufm.balanced_labels(k, n), k, tau=config.tau, classifier_weight=n, block_size=block_size
+    )
 
 
 def mesh() -> Mesh:

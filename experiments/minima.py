@@ -7,7 +7,7 @@ over the temperature at one number of classes.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments import chunks, plotting
+from experiments.descent import SolverName
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_ufm, part
 from ufm_jax import _checks
 
@@ -41,7 +42,7 @@ class Config(UfmConfig):
     """Most iterations of a trial."""
     tolerance: float = 1e-14
     """Norm of the Riemannian gradient at which a trial ends."""
-    solver: Literal["gradient_descent", "conjugate_gradient", "trust_region"] = "gradient_descent"
+    solver: SolverName = "gradient_descent"
     """How minima are found."""
 
 
@@ -49,7 +50,7 @@ class Setting(NamedTuple):
     """What one of these figures puts into the frame.
 
     Attributes:
-        problem: (config, labels, K, tau) to the problem.
+        problem: (config, labels, K, tau) to the problem, in the balanced metric: only the answer counts.
         minimum: (config, K, tau) to the closed form that found values are held against.
         title: name of the loss.
         theory: name of the closed form.

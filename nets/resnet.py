@@ -15,10 +15,10 @@ paper's reference [4].
 
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from nets.convolution import convolve
 from ufm_jax import _checks
@@ -41,12 +41,15 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(initialize(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.stride = stride
 
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return convolve(x, self.kernel[...], self.stride)
 
 
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
+
+    Whether a call trains is its argument, or else what `train` or `eval` of a network chose, which set
+    `use_running_average` as in Flax's own layers.
 
     Training normalizes by the mean and the biased variance of the batch, and moves the running mean and the
     running *unbiased* variance by `momentum` towards it; `flax.nnx.BatchNorm` would take the biased one.
@@ -62,12 +65,14 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
         self.variance = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.use_running_average = True
         self.parts = parts
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def __call__(self, x: chex.Array, training: bool) -> chex.Array:
+    def __call__(self, x: jax.Array, training: bool | None = None) -> jax.Array:
         wide = x.astype(jnp.float32)
+        training = not self.use_running_average if training is None else training
         if not training:
             y = self._normalized(wide, self.mean[...], self.variance[...])
         elif self.parts == 1:
@@ -80,18 +85,18 @@ class BatchNorm(nnx.Module):
             self._move(jnp.mean(means, 0), jnp.mean(variances, 0))
         return y.astype(x.dtype)
 
-    def _normalized(self, x: chex.Array, mean: chex.Array, variance: chex.Array) -> chex.Array:
+    def _normalized(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         slope = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
         return x * slope + (self.bias[...] - mean * slope)
 
-    def _normalized_by_its_own(self, x: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    def _normalized_by_its_own(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The normalized images, their mean, and their unbiased variance."""
         axes = tuple(range(x.ndim - 1))
         mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
         count = x.size // x.shape[-1]
         return self._normalized(x, mean, variance), mean, variance * (count / max(count - 1, 1))
 
-    def _move(self, mean: chex.Array, variance: chex.Array) -> None:
+    def _move(self, mean: jax.Array, variance: jax.Array) -> None:
         self.mean[...] += self.momentum * (mean - self.mean[...])
         self.variance[...] += self.momentum * (variance - self.variance[...])
 
@@ -110,7 +115,7 @@ class Block(nnx.Module):
         self.shortcut = Conv(inputs, outputs, 1, stride, rngs=rngs) if changes_shape else None
         self.shortcut_norm = BatchNorm(outputs, parts) if changes_shape else None
 
-    def __call__(self, x: chex.Array, training: bool) -> chex.Array:
+    def __call__(self, x: jax.Array, training: bool | None = None) -> jax.Array:
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(nnx.relu(y) if i > 0 else y), training)
@@ -174,10 +179,10 @@ class ResNet(nnx.Module):
         width: int = 64,
         channels: int = 3,
         head: Head = "normalized",
-        tau: chex.Numeric = 1.0,
+        tau: ArrayLike = 1.0,
         bias: bool = False,
         batch_parts: int = 1,
-        dtype: chex.ArrayDType = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Draws the parameters from `rngs`.
@@ -231,16 +236,27 @@ class ResNet(nnx.Module):
         self.bias = nnx.Param(offsets) if bias else None
         self.tau = Temperature(jnp.asarray(tau, jnp.float32)) if head == "normalized" else None
 
-    def __call__(self, images: chex.Array, training: bool = False) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, images: jax.Array, training: bool | None = None) -> tuple[jax.Array, jax.Array]:
         """Classifies `images`.
 
         Args:
             images: (B, H, W, channels).
-            training: whether batch normalization uses the batch, and updates its running statistics.
+            training: whether batch normalization uses the batch, and updates its running statistics. If
+                None, what the last call of `train()` or `eval()` chose, inference at first.
 
         Returns:
             Logits (B, K) and features (B, d).
+
+        Raises:
+            ValueError: the images have other axes, as PyTorch's (B, channels, H, W).
         """
+        channels, shape = self.stem.kernel.shape[2], jnp.shape(images)
+        if len(shape) != 4 or shape[-1] != channels:
+            is_torchs = len(shape) == 4 and shape[1] == channels
+            hint = ", as PyTorch has them: pass images.transpose(0, 2, 3, 1)" if is_torchs else ""
+            raise ValueError(
+                f"images must have the axes (B, H, W, {channels}), but have shape {shape}{hint}."
+            )
         x = jnp.asarray(images, self.dtype)
         x = nnx.relu(self.stem_norm(self.stem(x), training))
         for block in self.blocks:

@@ -107,8 +107,26 @@ def test_the_experiment_of_contributing_runs(certified, tmp_path, capsys):
         assert data["gap"].shape == (2, 2)
 
 
+def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
+    names = run_blocks(ROOT / "docs" / "riemannian.md")
+    out = capsys.readouterr().out
+    assert "is wrong" not in out
+    largest = np.linalg.eigvalsh(names["A"])[-5:].sum()
+    X = names["leading_subspace"]
+    np.testing.assert_allclose(np.trace(X.T @ names["A"] @ X), largest, rtol=1e-12)
+    assert names["bound"] - 5 < names["cuts"].max() <= names["bound"]
+    # The two stable arrangements of Thomson's problem of 16 charges, as tables have them.
+    np.testing.assert_allclose(names["found"], [92.9117, 92.9204], atol=1e-3)
+    x, there = names["nearest"].point, names["there"]
+    normal = x / jnp.array([9.0, 4.0, 1.0])
+    np.testing.assert_allclose(jnp.cross(x - there, normal), 0, atol=1e-7)
+    assert names["steps"]["balanced"] < 0.6 * names["steps"]["plain"]
+    assert names["result"].status == ufm.Status.CONVERGED
+
+
 def test_the_code_of_the_other_documents_runs():
     said = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "guide.md"}
+    said |= {ROOT / "docs" / "riemannian.md"}
     assert said <= set(DOCUMENTS)
     for document in set(DOCUMENTS) - said:
         run_blocks(document)

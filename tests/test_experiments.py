@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import cli, fig09, minima, results
+from experiments import cli, fig09, minima, record, report, results
 from experiments.experiment import Claim, all_experiments
 
 ROOT = Path(__file__).parent.parent
@@ -49,20 +49,29 @@ _BENCH_NETWORKS = [
     "2",
 ]
 _LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "3", "--dim", "5", "--imbalance", "0"]
+_BENCH_SOLVERS = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "4", "--rounds", "1"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
     **dict.fromkeys(["fig6", "table2"], _COMPARISON),
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "bench": _BENCH,
     "bench-networks": _BENCH_NETWORKS,
+    "bench-solvers": _BENCH_SOLVERS,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
-    **dict.fromkeys(["fig5", "fig7", "fig8"], _DESCENT),
+    **dict.fromkeys(["fig5", "fig5-lbfgs", "fig7", "fig8"], _DESCENT),
     **dict.fromkeys(["fig3", "fig11", "fig12", "fig13"], _MINIMA),
     "landscape": [*_LANDSCAPE, "--tau", "0.5", "2", "--trials", "2"],
     "landscape-window": ["--trials", "2", "--steps", "60", "--points", "5"],
     "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
     "softmax-codes": ["--num_classes", "4", "5", "--dim", "2", "3", "--tau", "1", "32", "--trials", "2"],
     "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
+    "rates": ["--num_classes", "4", "--samples_per_class", "2", "--steps", "600"],
+    "temperature": ["--num_classes", "4", "--dim", "6", "--tau", "0.5", "1", "2", "--trials", "1"],
+    "metric": [
+        *["--num_classes", "4", "--samples_per_class", "3", "--dim", "6", "--trials", "1", "--steps", "20"],
+        *["--decay", "1e-2", "1e-4", "--local_decay", "1e-2", "1e-4", "1e-6"],
+    ],
+    "class-sizes": ["--samples_per_class", "4", "2", "1", "--dim", "4", "--trials", "1", "--steps", "500"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
     "large": ["--num_classes", "4", "--samples_per_class", "6", "--dim", "5", "--block_size", "5"],
 }
@@ -71,17 +80,22 @@ SMALL = {
 SLOW = (
     "bench",
     "bench-networks",
+    "bench-solvers",
     "fig4",
+    "fig5-lbfgs",
     "fig5-start",
     "fig6",
     "fig7",
     "fig10",
     "fig11",
     "fig13",
+    "class-sizes",
     "landscape",
     "large",
+    "metric",
     "softmax-codes",
     "table2",
+    "temperature",
 )
 """Experiments whose smallest run is long, or differs from another one only in a solver or a loss."""
 
@@ -401,3 +415,22 @@ def test_float32_runs_in_float32(tmp_path):
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "fig9" / "data.npz") as data:
         assert data["nc1"].dtype == data["tau"].dtype == np.float32
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, experiment in cli.all_experiments().items():
+        assert cli._parse(experiment, ["--out", "~/x"]).out == tmp_path / "x", name
+    assert main(capsys, "fig9", "--out", "~/x", "--quiet", *SMALL["fig9"])[:2] == (
+        0,
+        f"{tmp_path}/x/fig9/fig9.png\n",
+    )
+    assert report.main(["--results", "~/x"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/x/index.html\n"
+    assert record.main(["--docs", "~/docs"]) == 2
+    assert f"there is no '{tmp_path}/docs/record/remarks.toml'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+    code, _, err = main(capsys, "fig9", "--out", "~nobody-of-this-name/x")
+    assert code == 2
+    assert err == "error: the home folder in '~nobody-of-this-name/x' is not known.\n"

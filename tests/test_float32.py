@@ -17,11 +17,11 @@ ROOT = Path(__file__).parent.parent
 RUN = """
 import json, sys
 import jax, numpy as np, ufm_jax as ufm
-name, sizes, tau = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
+name, sizes, tau, weight = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 num_classes, samples_per_class, dim, steps = sizes
 assert not jax.config.jax_enable_x64
 labels = ufm.balanced_labels(num_classes, samples_per_class)
-problem = ufm.normalized(labels, num_classes, tau=tau)
+problem = ufm.normalized(labels, num_classes, tau=tau, classifier_weight=weight)
 solver = getattr(ufm.solvers, name)()
 start = problem.random_point(jax.random.key(0), dim)
 run = jax.jit(lambda x: ufm.minimize(problem, x, solver, max_steps=steps, tolerance=0.0))
@@ -55,20 +55,22 @@ def gradient_norm(W, H, labels, tau):
 @pytest.mark.slow
 @pytest.mark.parametrize("tau", [1.0, 5.0])
 @pytest.mark.parametrize(
-    ("solver", "sizes"),
+    ("solver", "sizes", "weight"),
     [
-        ("gradient_descent", [10, 5, 32, 2000]),
-        ("conjugate_gradient", [10, 5, 32, 500]),
-        ("trust_region", [10, 5, 32, 60]),
-        ("conjugate_gradient", [100, 30, 128, 1200]),
-        ("trust_region", [100, 30, 128, 60]),
+        ("gradient_descent", [10, 5, 32, 2000], 1),
+        ("conjugate_gradient", [10, 5, 32, 500], 1),
+        ("trust_region", [10, 5, 32, 60], 1),
+        ("lbfgs", [10, 5, 32, 300], 1),
+        ("conjugate_gradient", [100, 30, 128, 1200], 1),
+        ("trust_region", [100, 30, 128, 60], 1),
+        ("conjugate_gradient", [100, 30, 128, 200], 30),
+        ("lbfgs", [100, 30, 128, 200], 30),
     ],
 )
-def test_float32_alone_collapses(solver, sizes, tau):
+def test_float32_alone_collapses(solver, sizes, weight, tau):
     """NC2 and NC3 to 1e-5 and the gradient to 1e-6, measured in float32 and again in float64."""
-    output = subprocess.check_output(
-        [sys.executable, "-c", RUN, solver, json.dumps(sizes), str(tau)], text=True, cwd=ROOT
-    )
+    arguments = [sys.executable, "-c", RUN, solver, json.dumps(sizes), str(tau), str(weight)]
+    output = subprocess.check_output(arguments, text=True, cwd=ROOT)
     found = json.loads(output)
     assert found["dtype"] == "float32"
     W, H = np.array(found["W"]), np.array(found["H"])

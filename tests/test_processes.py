@@ -19,7 +19,8 @@ from experiments import cli, distributed
 from tests.test_experiments import SMALL
 
 ROOT = Path(__file__).parent.parent
-UFM_FIGURES = ("fig3", "fig5", "fig5-start", "fig7", "fig8", "fig9", "fig11", "fig12", "fig13")
+UFM_FIGURES = ["fig3", "fig5", "fig5-lbfgs", "fig5-start", "fig7", "fig8", "fig9"]
+UFM_FIGURES += ["fig11", "fig12", "fig13"]
 _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 # Trials enough for a stop in the middle.
 SWEEP = ["fig9", "--tau", "0.5", "5", "--trials", "80", "--num_classes", "30", "--dim", "32"]
@@ -207,7 +208,24 @@ def test_ten_thousand_trials_stay_within_their_memory():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--coordinator", "here"], "coordinator must be host:port or auto, but is 'here'."),
+        (
+            ["--coordinator", "here"],
+            "coordinator must be host:port, with a port from 1 to 65535, or auto, but is 'here'.",
+        ),
+        *(
+            (
+                ["--coordinator", wrong],
+                f"coordinator must be host:port, with a port from 1 to 65535, or auto, but is '{wrong}'.",
+            )
+            for wrong in (
+                "localhost:99999",
+                "localhost:0",
+                "localhost:65536",
+                "localhost:\u00b2",
+                ":1",
+                "localhost:-1",
+            )
+        ),
         (["--processes", "2"], "processes and process need a coordinator, as host:port."),
         (
             ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "2"],

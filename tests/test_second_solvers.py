@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ufm_jax as ufm
@@ -53,7 +54,7 @@ def test_every_beta_rule_is_that_of_pymanopt(rule):
 def test_trust_region_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     theirs = pymanopt_trust_region_costs(problem, point, range(1, 9))
-    ours = costs_of(problem, point, ufm.solvers.trust_region(), 8)
+    ours = costs_of(problem, point, ufm.solvers.trust_region(theta=1.0), 8)
     np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
 
 
@@ -77,7 +78,7 @@ def test_trust_region_converges_superlinearly():
     def gradient_norm(x):
         return problem.manifold.norm(x, problem.gradient(problem.evaluate(x)))
 
-    solver = ufm.solvers.trust_region()
+    solver = ufm.solvers.trust_region(theta=1.0)
     result = ufm.minimize(problem, point, solver, max_steps=50, tolerance=1e-10, measure=gradient_norm)
     norms = np.asarray(result.history)[: int(result.steps) + 1]
     assert norms[-1] <= 1e-10
@@ -217,3 +218,39 @@ def test_trust_region_goes_on_where_values_say_nothing_but_slopes_do():
         assert result.status == Status.CONVERGED
         means = result.point.H.reshape(3, 3, -1).mean(1)
         assert ufm.metrics.nc2(means) < 1e-4
+
+
+@pytest.mark.slow
+def test_an_inner_iteration_of_order_one_half_saves_products_in_both_metrics():
+    """The table of docs/riemannian.md at its smallest size."""
+
+    def products(theta, weight, tau):
+        problem = ufm.normalized(ufm.balanced_labels(10, 5), 10, tau=tau, classifier_weight=weight)
+        solver = ufm.solvers.trust_region(theta=theta)
+
+        @jax.jit
+        def of_start(key):
+            def record(carry):
+                state, total = carry
+                state = solver.step(problem, state)
+                return state, total + state.inner_steps
+
+            def goes_on(carry):
+                iterate = carry[0].iterate
+                gradient = ufm.manifolds.Oblique().project(
+                    iterate.point, problem.euclidean_gradient(iterate.evaluation)
+                )
+                return (optax.tree.norm(gradient) > 1e-8) & ~carry[0].stalled
+
+            state = solver.init(problem, problem.random_point(key, 32))
+            return jax.lax.while_loop(goes_on, record, (state, 0))[1]
+
+        return sum(int(of_start(jax.random.key(seed))) for seed in range(4))
+
+    found = {
+        (theta, weight): sum(products(theta, weight, tau) for tau in (0.2, 1.0, 5.0))
+        for theta in (0.5, 1.0)
+        for weight in (1.0, 5.0)
+    }
+    assert found[0.5, 5.0] <= found[0.5, 1.0] < found[1.0, 1.0] / 2
+    assert found[0.5, 5.0] < found[1.0, 5.0] / 2

@@ -35,6 +35,12 @@ def smallest_eigenvalue(objective: Objective, point: Tree, key: jax.Array) -> ja
     Returns:
         The eigenvalue, a scalar. Negative, it shows that the point is no minimum; zero or positive, it says
         nothing of other minima.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: x[0] * x[1], ufm.manifolds.Euclidean())
+        >>> curvature = ufm.riemannian.curvature
+        >>> print(curvature.smallest_eigenvalue(objective, jnp.zeros(2), jax.random.key(0)))
+        -1.0
     """
     return smallest_eigenpair(objective, point, key)[0]
 
@@ -56,6 +62,13 @@ def smallest_eigenpair(
     Returns:
         The eigenvalue, a scalar, and the eigenvector, shaped like `point`. The eigenvalue's error is of the
         order of rounding (1e-13 in float64).
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: x[0] ** 2 - 3 * x[1] ** 2, ufm.manifolds.Euclidean())
+        >>> curvature = ufm.riemannian.curvature
+        >>> value, vector = curvature.smallest_eigenpair(objective, jnp.zeros(2), jax.random.key(0))
+        >>> print(value, jnp.abs(vector))
+        -6.0 [0. 1.]
 
     Reference: Knyazev, *Toward the Optimal Preconditioned Eigensolver*, SIAM J. Sci. Comput. 2001.
     """
@@ -88,6 +101,11 @@ def spectrum(objective: Objective, point: Tree) -> jax.Array:
 
     Returns:
         The eigenvalues (D,), as many as the manifold has dimensions.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: x[0] ** 2 - 3 * x[1] ** 2, ufm.manifolds.Euclidean())
+        >>> print(ufm.riemannian.curvature.spectrum(objective, jnp.zeros(2)))
+        [-6.  2.]
     """
     return eigenpairs(objective, point)[0]
 
@@ -103,6 +121,12 @@ def eigenpairs(objective: Objective, point: Tree) -> tuple[jax.Array, Tree]:
         The eigenvalues (D,), ascending, as many as the manifold has dimensions, and unit tangent vectors
         that belong to them, a point with a leading axis of length D. Time grows with the cube of the
         entries of the point, memory with their square.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: x[0] ** 2 - 3 * x[1] ** 2, ufm.manifolds.Euclidean())
+        >>> values, vectors = ufm.riemannian.curvature.eigenpairs(objective, jnp.zeros(2))
+        >>> print(values, jnp.abs(vectors[0]))
+        [-6.  2.] [0. 1.]
     """
     operator, project, flat, unflatten = _flat_hessian(objective, point)
     identity = jnp.eye(flat.size, dtype=flat.dtype)

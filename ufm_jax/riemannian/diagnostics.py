@@ -117,8 +117,8 @@ def check_hessian(
 ) -> TaylorCheck:
     """Compares the Riemannian Hessian with the cost along a curve, in the metric of the manifold.
 
-    The curve is the geodesic, where the manifold has `exp`, and else the retraction: one that is not of
-    second order shows a right Hessian only at critical points.
+    The curve is the geodesic, where the manifold has `exp`, and else a retraction corrected to second
+    order.
 
     Args:
         objective: whose Hessian.
@@ -249,7 +249,7 @@ def _taylor(name, model, objective, point, tangent, derivatives, residuals) -> T
     steps = jnp.logspace(-8, 0, _STEPS, dtype=dtype)
 
     def cost_at(t: jax.Array) -> jax.Array:
-        return objective.cost(curve(point, optax.tree.scale(t, tangent)))
+        return objective.cost(curve(t))
 
     value, costs = objective.cost(point), jax.lax.map(cost_at, steps)
     polynomial = value + steps * derivatives[0]
@@ -267,13 +267,29 @@ def _taylor(name, model, objective, point, tangent, derivatives, residuals) -> T
     return TaylorCheck(not wrong, message, slope, degree + 1.0, np.asarray(steps), errors, residuals)
 
 
-def _curve(manifold: Manifold, point: Tree, tangent: Tree) -> Callable[[Tree, Tree], Tree]:
-    """The geodesic, if the manifold has it, else the retraction."""
+def _curve(manifold: Manifold, point: Tree, tangent: Tree) -> Callable[[jax.Array], Tree]:
+    """A curve that leaves `point` with velocity `tangent` and without tangential acceleration.
+
+    It is the geodesic, if the manifold has it, else the retraction of a step that is bent against its
+    acceleration: along such a curve the Hessian is the second derivative of any cost.
+    """
     try:
         jax.eval_shape(manifold.exp, point, tangent)
     except NotImplementedError:
-        return manifold.retract
-    return manifold.exp
+        pass
+    else:
+        return lambda t: manifold.exp(point, optax.tree.scale(t, tangent))
+
+    def straight(t: jax.Array) -> Tree:
+        return manifold.retract(point, optax.tree.scale(t, tangent))
+
+    def velocity(t: jax.Array) -> Tree:
+        return jax.jvp(straight, (t,), (jnp.ones_like(t),))[1]
+
+    zero = jnp.zeros((), jax.tree.leaves(point)[0].dtype)
+    _, acceleration = jax.jvp(velocity, (zero,), (jnp.ones_like(zero),))
+    bend = optax.tree.scale(-0.5, manifold.project(point, acceleration))
+    return lambda t: manifold.retract(point, optax.tree.add_scale(optax.tree.scale(t, tangent), t**2, bend))
 
 
 def _steadiest_slope(steps: np.ndarray, errors: np.ndarray, rounding: float) -> tuple[float, bool]:

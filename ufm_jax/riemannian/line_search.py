@@ -31,6 +31,15 @@ class Found(NamedTuple):
         moved: whether the cost fell.
         exhausted: it did not move, and another search along this direction would not either.
         state: what the search remembers for its next call.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
+        >>> start = ufm.solvers.iterate_at(objective, objective.evaluate(jnp.zeros(2)))
+        >>> search, direction = ufm.solvers.unit_step(), -start.gradient / 4
+        >>> slope = jnp.vdot(start.gradient, direction)
+        >>> found = search.search(objective, start, direction, slope, search.init(start.value.dtype))
+        >>> print(found.step, found.evaluation.point, found.moved)
+        1.0 [1. 1.] True
     """
 
     evaluation: Evaluation
@@ -44,6 +53,10 @@ class LineSearch(Protocol):
     """Two pure functions: what the search remembers, from the start, and the search itself.
 
     `direction` is a tangent vector at the iterate, and `slope` the derivative of the cost along it.
+
+    Example:
+        >>> search: ufm.solvers.LineSearch = ufm.solvers.backtracking(max_iterations=50)
+        >>> solver = ufm.solvers.gradient_descent(search)
     """
 
     def init(self, dtype: Any, /) -> Any:
@@ -79,6 +92,13 @@ class Backtracking(LineSearch):
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
+        >>> solver = ufm.solvers.gradient_descent(ufm.solvers.backtracking(contraction_factor=0.7))
+        >>> result = ufm.minimize(objective, jnp.zeros(2), solver, tolerance=1e-3)
+        >>> ufm.Status(int(result.status)).name
+        'CONVERGED'
     """
 
     contraction_factor: float = 0.5
@@ -115,6 +135,13 @@ class Adaptive(LineSearch):
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
+        >>> solver = ufm.solvers.conjugate_gradient(line_search=ufm.solvers.adaptive(max_iterations=20))
+        >>> result = ufm.minimize(objective, jnp.zeros(2), solver, tolerance=1e-3)
+        >>> ufm.Status(int(result.status)).name
+        'CONVERGED'
     """
 
     contraction_factor: float = 0.5
@@ -149,6 +176,13 @@ class UnitStep(LineSearch):
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
+        >>> solver = ufm.solvers.lbfgs(line_search=ufm.solvers.unit_step(contraction_factor=0.7))
+        >>> result = ufm.minimize(objective, jnp.zeros(2), solver, tolerance=1e-3)
+        >>> ufm.Status(int(result.status)).name
+        'CONVERGED'
     """
 
     contraction_factor: float = 0.5

@@ -74,6 +74,7 @@ def normalize(rows: jax.Array) -> jax.Array:
         [[0.6 0.8]
          [1.  0. ]]
     """
+    rows = _checks.floating("rows", rows)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(largest == 0, first, rows / _power_of_two(largest))
@@ -286,7 +287,14 @@ def _missing(manifold: Manifold, method: str) -> str:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Euclidean(Manifold):
-    """Euclidean space: every array is free. Random points have standard normal entries."""
+    """Euclidean space: every array is free. Random points have standard normal entries.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 3) ** 2), ufm.manifolds.Euclidean())
+        >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.lbfgs(), tolerance=1e-3)
+        >>> print(result.point.round(3))
+        [3. 3.]
+    """
 
     point_ndim: ClassVar[int | None] = 0
 
@@ -322,6 +330,14 @@ class Fixed(Manifold):
     """A point that stays where it is: constants of a problem. Its tangent space is zero.
 
     Random points have standard normal entries, so that one has something to replace.
+
+    Example:
+        >>> manifold = ufm.manifolds.Product((ufm.manifolds.Euclidean(), ufm.manifolds.Fixed()))
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x[0] - x[1]) ** 2), manifold)
+        >>> start = (jnp.zeros(2), jnp.array([1.0, 2.0]))
+        >>> result = ufm.minimize(objective, start, ufm.solvers.lbfgs(), tolerance=1e-3)
+        >>> print(result.point[0].round(3), result.point[1])
+        [1. 2.] [1. 2.]
     """
 
     point_ndim: ClassVar[int | None] = 0

@@ -17,7 +17,14 @@ from ufm_jax.riemannian.objective import Evaluation, Objective
 
 
 class Status(enum.IntEnum):
-    """How a minimization ended, as an integer in `Result.status`."""
+    """How a minimization ended, as an integer in `Result.status`.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
+        >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.gradient_descent(), max_steps=1)
+        >>> ufm.Status(int(result.status)).name
+        'OUT_OF_STEPS'
+    """
 
     CONVERGED = 0
     """The gradient norm is at or below the tolerance."""
@@ -38,6 +45,12 @@ class Iterate(NamedTuple):
         evaluation: the forward pass.
         gradient: the Riemannian gradient, in the metric of the manifold.
         gradient_norm: its norm in that metric, a scalar.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean())
+        >>> iterate = ufm.solvers.iterate_at(objective, objective.evaluate(jnp.array([3.0, 4.0])))
+        >>> print(iterate.value, iterate.gradient, iterate.gradient_norm)
+        25.0 [6. 8.] 10.0
     """
 
     evaluation: Evaluation
@@ -70,6 +83,13 @@ class Solver(Protocol):
 
     `step` makes one step, or keeps the iterate and says `stalled`. Solvers are frozen dataclasses, equal
     where their parameters are, so that `jit` compiles a program for each solver once.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean())
+        >>> solver: ufm.solvers.Solver = ufm.solvers.lbfgs()
+        >>> state = solver.init(objective, jnp.array([3.0, 4.0]))
+        >>> print(solver.step(objective, state).iterate.value < state.iterate.value)
+        True
     """
 
     def init(self, objective: Objective, point: Tree, /) -> Any:
@@ -92,6 +112,13 @@ class Result(NamedTuple):
             belongs to the point after t steps, entry 0 to the start; entries after the last step repeat its
             value. None without them.
         state: the solver's last state: to go on from, with `resume`, or to look into.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
+        >>> solver = ufm.solvers.conjugate_gradient()
+        >>> result = ufm.minimize(objective, jnp.zeros(2), solver, max_steps=3, measure=lambda x: x[0])
+        >>> print(result.steps, result.history.shape)
+        3 (4,)
     """
 
     point: Tree
@@ -112,6 +139,12 @@ def iterate_at(objective: Objective, evaluation: Evaluation) -> Iterate:
 
     Returns:
         The `Iterate`.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: x[0], ufm.manifolds.Oblique())
+        >>> iterate = ufm.solvers.iterate_at(objective, objective.evaluate(jnp.array([0.6, 0.8])))
+        >>> print(iterate.gradient.round(3))
+        [ 0.64 -0.48]
     """
     return iterate_with(objective, evaluation, objective.euclidean_gradient(evaluation))
 

@@ -16,6 +16,12 @@ class Evaluation(NamedTuple):
         point: where.
         value: the cost, a scalar.
         cache: what the objective keeps for the derivatives at this point. Only the objective reads it.
+
+    Example:
+        >>> objective = ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean())
+        >>> evaluation = objective.evaluate(jnp.array([3.0, 4.0]))
+        >>> print(evaluation.value, objective.euclidean_gradient(evaluation))
+        25.0 [6. 8.]
     """
 
     point: Tree

@@ -79,6 +79,13 @@ def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformati
 
     Raises:
         ValueError: `decay` is outside [0, 1], or `update` is called without `params`.
+
+    Example:
+        >>> x, gradient = jnp.array([0.6, 0.8]), jnp.array([1.0, 0.0])
+        >>> transform = ufm.transforms.riemannian_trace(0.9)
+        >>> momentum, _ = transform.update(gradient, transform.init(x), x)
+        >>> print(momentum.round(2))
+        [ 0.64 -0.48]
     """
     _checks.within("decay", decay, 0, 1)
 
@@ -117,6 +124,13 @@ def riemannian_sgd(
 
     Raises:
         ValueError: as `project_to_sphere` and `riemannian_trace`.
+
+    Example:
+        >>> optimizer = ufm.transforms.riemannian_sgd(0.5, momentum=0.9)
+        >>> x = jnp.array([0.6, 0.8])
+        >>> updates, _ = optimizer.update(jnp.array([1.0, 0.0]), optimizer.init(x), x)
+        >>> print(optax.apply_updates(x, updates).round(3))
+        [0.26  0.966]
     """
     return optax.chain(
         riemannian_trace(momentum, axis),
