@@ -160,8 +160,8 @@ def plot(config: Config, data: Data) -> Figure:
     colors = plotting.sequence_colors(config.trials)
     axis = data["axis"]
     for axes, which, column, words in [
-        (panels[0], "smallest", 1, "an eigenvector of the smallest"),
-        (panels[1], "largest", 2, "an eigenvector of the largest"),
+        (panels[0], "smallest", 1, "a smallest eigenvector"),
+        (panels[1], "largest", 2, "a largest eigenvector"),
     ]:
         loss = data[f"loss_{which}"]
         levels = np.linspace(data["minimum"], loss.max(), 25)
