@@ -183,7 +183,13 @@ class TestCertificateMatrix:
 
 
 class TestGap:
-    @pytest.mark.parametrize("loss", CONVEX.values(), ids=CONVEX)
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            pytest.param(f, id=n, marks=[pytest.mark.slow] * (n != "cross_entropy"))
+            for n, f in CONVEX.items()
+        ],
+    )
     def test_it_bounds_the_distance_to_the_minimum_and_closes_at_minima(self, loss):
         """Step 3: 1000 points in all, balanced and not; d = K, where minima are found by trust regions."""
 
@@ -323,7 +329,14 @@ class TestNegativeCurvature:
 
     @pytest.mark.parametrize(
         ("num_classes", "samples", "dim"),
-        [(3, 3, 3), (3, 12, 5), (4, 20, 7), (5, 10, 5), (6, 12, 8), (8, 8, 9)],
+        [
+            (3, 12, 5),
+            (5, 10, 5),
+            *(
+                pytest.param(*shape, marks=pytest.mark.slow)
+                for shape in [(3, 3, 3), (4, 20, 7), (6, 12, 8), (8, 8, 9)]
+            ),
+        ],
     )
     def test_it_is_the_smallest_eigenvalue_at_sign_patterns(self, num_classes, samples, dim):
         for seed in range(34):
