@@ -314,3 +314,13 @@ def test_cdnv_has_derivatives():
     direction = generator.normal(size=H.shape)
     ends = [metrics.cdnv(H + t * direction, labels, 3) for t in (-1e-5, 1e-5)]
     np.testing.assert_allclose(jnp.sum(gradient * direction), (ends[1] - ends[0]) / 2e-5, rtol=1e-7)
+
+
+def test_equal_class_means_hide_any_spread_from_nc1():
+    """docs/metrics.md: the pseudo-inverse of zero is zero; CDNV is infinite there."""
+    generator = np.random.default_rng(0)
+    offsets = generator.normal(size=(3, 8))
+    features = jnp.asarray(np.concatenate([offsets, -offsets, offsets[:, ::-1], -offsets[:, ::-1]]))
+    labels = jnp.repeat(jnp.arange(2), 6)
+    assert ufm.metrics.nc1(features, labels, 2) == 0
+    assert ufm.metrics.cdnv(features, labels, 2) == jnp.inf

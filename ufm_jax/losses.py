@@ -3,6 +3,8 @@
 Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +14,50 @@ from ufm_jax import _checks
 from ufm_jax._products import matmul
 
 
+def convex(loss: Callable) -> Callable:
+    """Marks a loss as convex in the logits: `landscape.certify` asks for that, and takes your word.
+
+    Args:
+        loss: a function of logits (..., K) and labels (...), marked in place; also as a decorator.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> @ufm.losses.convex
+        ... def one_vs_rest(logits, labels):
+        ...     signs = 1 - 2 * jax.nn.one_hot(labels, logits.shape[-1])
+        ...     return jnp.sum(jax.nn.softplus(signs * logits), axis=-1)
+        >>> ufm.losses.is_convex(one_vs_rest)
+        True
+
+    Reference: what a convex loss proves of a point is in docs/landscape.md.
+    """
+    loss.is_convex = True  # type: ignore[attr-defined]
+    return loss
+
+
+def is_convex(loss: Callable) -> bool:
+    """Whether a loss, or the one whose parameters a `functools.partial` sets, is marked by `convex`.
+
+    Args:
+        loss: a function of logits (..., K) and labels (...).
+
+    Returns:
+        bool; False where nobody has said so. Cross entropy and label smoothing are marked.
+
+    Example:
+        >>> ufm.losses.is_convex(ufm.losses.cross_entropy), ufm.losses.is_convex(ufm.losses.focal)
+        (True, False)
+
+    Reference: what a convex loss proves of a point is in docs/landscape.md.
+    """
+    while hasattr(loss, "func"):
+        loss = loss.func
+    return getattr(loss, "is_convex", False)
+
+
+@convex
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Cross entropy `-log softmax(logits)[label]`, Appendix B.3.
 
@@ -67,6 +113,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
     return jnp.exp(-gamma * jax.nn.softplus(-against)) * jax.nn.softplus(against)
 
 
+@convex
 def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) -> jax.Array:
     """Cross entropy against `(1 - alpha) onehot(label) + alpha / K` (Appendix E.4).
 

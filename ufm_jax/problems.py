@@ -464,12 +464,12 @@ def _problem(
 class _Partial:
     """`functools.partial`, equal to another of the same function and arguments: `jit` knows it again."""
 
-    function: Callable
+    func: Callable
     args: tuple
     keywords: tuple
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return self.function(*self.args, logits, labels, **dict(self.keywords))
+        return self.func(*self.args, logits, labels, **dict(self.keywords))
 
 
 def _by_value(loss: Loss) -> Loss:

@@ -5,7 +5,10 @@ the paper's (Theorem 1, Appendix E), and where it leaves a minimum open, of docs
 docs/focal.md.
 """
 
+import math
+
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -122,7 +125,10 @@ def packing_angle(num_classes: int, dim: int) -> float:
 
 
 def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
-    """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K (Theorem 1).
+    """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K - 1 (Theorem 1).
+
+    For balanced classes. The paper asks for d >= K, but a simplex ETF fits into K - 1 dimensions, and more
+    cannot help (docs/focal.md, with gamma = 0).
 
     Args:
         num_classes: K, at least 2.
@@ -216,9 +222,9 @@ def focal_is_optimal_at_collapse(
     """Whether collapse is proved to minimize the focal loss over the spheres: sufficient, not necessary.
 
     With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
-    `s* = K tau/(K-1)` all over [-2 tau, 2 tau]; Jensen's inequality does the rest (docs/focal.md). The test
-    needs no sampling. psi is concave up to one inflection and convex from there on, so that it lies above
-    its tangent exactly if s* is in the convex part and psi(-2 tau) is above the tangent.
+    `s* = K tau/(K-1)` for all s >= 0; Jensen's inequality does the rest (docs/focal.md). The test needs no
+    sampling. psi is concave up to one inflection and convex from there on, so that it lies above its
+    tangent exactly if s* is in the convex part, and either 0 is too or psi(0) is above the tangent.
 
     Args:
         num_classes: K, at least 2.
@@ -238,18 +244,26 @@ def focal_is_optimal_at_collapse(
         [False  True]
     """
     _checks.at_least("gamma", gamma, 0)
-    tau, gamma = jnp.asarray(tau), jnp.asarray(gamma)
-    negative_log_p = cross_entropy_minimum(num_classes, tau)
-    p, q = jnp.exp(-negative_log_p), -jnp.expm1(-negative_log_p)
-    # psi' = -q^gamma (gamma p L + q) and psi'' = p q^gamma (gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q),
-    # L = -log p.
-    curvature = gamma * negative_log_p * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
-    slope = -(q**gamma) * (gamma * p * negative_log_p + q)
-    distance = _margin_at_collapse(num_classes, tau) + 2 * tau
-    at_the_end = _cross_entropy_at_margin(num_classes, -2 * tau)
-    psi_at_the_end = (-jnp.expm1(-at_the_end)) ** gamma * at_the_end
-    tangent_at_the_end = q**gamma * negative_log_p - slope * distance
-    return (curvature >= 0) & (psi_at_the_end >= tangent_at_the_end)
+    gamma = jnp.asarray(gamma)
+    margin = _margin_at_collapse(num_classes, tau)
+    value, slope, curvature = _focal_at_margin(num_classes, margin, gamma)
+    value_at_zero, _, curvature_at_zero = _focal_at_margin(num_classes, jnp.zeros_like(margin), gamma)
+    # Where psi is convex on all of [0, s*] there is no difference of nearby numbers to round.
+    return (curvature >= 0) & ((curvature_at_zero >= 0) | (value_at_zero >= value - slope * margin))
+
+
+def _focal_at_margin(
+    num_classes: int, margin: jax.Array, gamma: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """psi, psi' and a positive multiple of psi'' where all other classes' logits are lower by `margin`.
+
+    `psi' = -q^gamma (gamma p L + q)` and `psi'' = p q^gamma S`, with L = -log p, q = 1 - p and
+    `S = gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q`.
+    """
+    L = _cross_entropy_at_margin(num_classes, margin)
+    p, q = jnp.exp(-L), -jnp.expm1(-L)
+    slope = -(q**gamma) * (gamma * p * L + q)
+    return q**gamma * L, slope, gamma * L * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
 
 
 def label_smoothing_at_collapse(
@@ -273,11 +287,11 @@ def label_smoothing_at_collapse(
 
 
 def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1) -> chex.Array:
-    """Global minimum of the label smoothing loss over the spheres, for d >= K and balanced classes.
+    """Global minimum of the label smoothing loss over the spheres, for balanced classes.
 
     With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
-    `s* = log((K-1)(1-kappa)/kappa)`, `kappa = alpha (K-1)/K`, minimizes phi. Collapse is optimal up to
-    `label_smoothing_threshold`; beyond it the minimizer is a cone around a shared axis.
+    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Up to `label_smoothing_threshold` collapse is
+    optimal, for d >= K - 1; beyond it a cone around a shared axis is, which needs d >= K.
 
     Args:
         num_classes: K, at least 2.
@@ -372,7 +386,9 @@ def supervised_contrastive_minimum(
     """
     _checks.at_least("samples_per_class", samples_per_class, 2)
     n, margin = samples_per_class, _margin_at_collapse(num_classes, tau)
-    return jnp.log(n - 1 + n * (num_classes - 1) * jnp.exp(-jnp.asarray(tau) * margin))
+    # Near the value 0 of n = 2 the logarithm of the sum would lose what is added to 1.
+    others = n * (num_classes - 1) / (n - 1) * jnp.exp(-jnp.asarray(tau) * margin)
+    return math.log(n - 1) + jnp.log1p(others)
 
 
 def _margin_at_collapse(num_classes: int, tau: chex.Numeric) -> chex.Array:
@@ -389,5 +405,5 @@ def _cross_entropy_at_margin(num_classes: int, margin: chex.Array) -> chex.Array
 def _label_smoothing_margin(num_classes: int, alpha: chex.Numeric) -> chex.Array:
     _checks.at_least("num_classes", num_classes, 2)
     _checks.within("alpha", alpha, 0, 1)
-    kappa = jnp.asarray(alpha) * (num_classes - 1) / num_classes
-    return jnp.log((num_classes - 1) * (1 - kappa) / kappa)
+    alpha = jnp.asarray(alpha)
+    return jnp.log1p(num_classes * (1 - alpha) / alpha)
