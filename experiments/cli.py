@@ -28,7 +28,15 @@ import tqdm
 import tyro
 
 from experiments import chunks, distributed, networks, plotting, results, status
-from experiments.experiment import Claim, Config, Experiment, Progress, UfmConfig, all_experiments
+from experiments.experiment import (
+    Claim,
+    Config,
+    Experiment,
+    Progress,
+    UfmConfig,
+    all_experiments,
+    expanded,
+)
 
 _USAGE = """\
 usage: python -m experiments NAME [--field value ...]
@@ -210,7 +218,7 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
     complaint, title = io.StringIO(), experiment.title
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            config = tyro.cli(
                 experiment.config,
                 default=experiment.config.at_scale(_scale(arguments)),
                 prog=f"python -m experiments {experiment.name}",
@@ -223,6 +231,7 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
         if exit_request.code == 0:
             raise
         raise ValueError(_in_plain_words(complaint.getvalue(), experiment)) from None
+    return dataclasses.replace(config, out=expanded(config.out))
 
 
 def _scale(arguments: Sequence[str]) -> str:

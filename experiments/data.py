@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,10 +30,10 @@ def load(name: Name, part: Part) -> Split:
     """Reads one part of a data set.
 
     "digits" comes with scikit-learn, 8x8x1, every fifth image in "test"; "cifar10" and "cifar100" are read
-    through TFDS, 32x32x3, from `TFDS_DATA_DIR` or TFDS's own folder.
+    through TFDS, 32x32x3, from `TFDS_DATA_DIR` or TFDS's own folder. They need the package array_record.
 
     Raises:
-        ValueError: the data set is missing or damaged; the message says how to get it.
+        ValueError: the data set or what reads it is missing or damaged; the message says how to get it.
     """
     return _LOADERS[name](name, part)
 
@@ -97,16 +97,23 @@ def _synthetic(name: Name, part: Part) -> Split:
 
 
 def _cifar(name: Name, part: Part) -> Split:
-    import tensorflow_datasets as tfds
-
+    where = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     try:
-        builder = tfds.builder(name)
-        count = builder.info.splits[part].num_examples
-        identity = f"{builder.data_path} {count}"
-        kept = _cache() / f"{name}-{part}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.npz"
+        # Only CIFAR needs these, and not every platform has them.
+        import array_record.python.array_record_module  # noqa: F401
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is read by the packages tensorflow_datasets and array_record, of which one cannot be "
+            f"imported here ({error}): `pip install -e '.[data]'` in the clone where they exist, "
+            "as on Linux and on Macs with Apple's processors; --dataset digits needs neither."
+        ) from None
+    try:
+        # TFDS itself looks at the variable only once, and leaves a `~` in it.
+        builder = tfds.builder(name, data_dir=Path(where).expanduser().absolute())
+        kept = _cache() / f"{name}-{part}-{_digest(builder.info.splits[part].filepaths)}.npz"
         return _read(kept) or _keep(kept, _decode(builder.as_data_source(split=part), name, part))
     except Exception as error:  # TFDS and its readers raise whatever they meet.
-        where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
         raise ValueError(
             f"cannot read {name} through TFDS from {where} ({reason[:160]}): let TFDS_DATA_DIR name a "
@@ -123,8 +130,17 @@ def _decode(source, name: Name, part: Part) -> Split:
     return Split(np.stack(images).astype(np.uint8), np.array(labels, np.int32))
 
 
+def _digest(files: Iterable[os.PathLike]) -> str:
+    """Of what the files hold, wherever they lie."""
+    hasher = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()[:12]
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ufm-jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ufm-jax"
 
 
 def _read(kept: Path) -> Split | None:

@@ -35,8 +35,10 @@ def start(config: Config) -> None:
     coordinator, processes, process = config.coordinator, config.processes, config.process
     explicit = coordinator not in ("", "auto")
     host, colon, port = coordinator.rpartition(":")
-    if explicit and not (host and colon and port.isdigit()):
-        raise ValueError(f"coordinator must be host:port or auto, but is '{coordinator}'.")
+    if explicit and not (host and colon and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16):
+        raise ValueError(
+            f"coordinator must be host:port, with a port from 1 to 65535, or auto, but is '{coordinator}'."
+        )
     if not explicit and (processes, process) != (1, 0):
         raise ValueError("processes and process need a coordinator, as host:port.")
     if not 0 <= process < processes:

@@ -123,6 +123,14 @@ def _natural_order(experiment: Experiment) -> list[Any]:
     return [not experiment.name.startswith("fig"), *parts]
 
 
+def expanded(folder: Path) -> Path:
+    """The folder with its leading `~` in words; raises ValueError where no such home is known."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ValueError(f"the home folder in '{folder}' is not known.") from None
+
+
 def part(progress: Progress, index: int, count: int) -> Progress:
     """The progress of the part `index` of `count` equal parts of a whole."""
     return lambda done, total, note="": progress(index + done / total, count, note)

@@ -21,6 +21,7 @@ import tyro
 
 from experiments import results as writing
 from experiments import runs, store
+from experiments.experiment import expanded
 from experiments.runs import Run
 
 WIDTH = 700
@@ -154,24 +155,24 @@ def main(arguments: Sequence[str]) -> int:
     options = tyro.cli(
         Options, args=list(arguments), prog="python -m experiments.record", use_underscores=True
     )
-    if not (options.docs / "record" / "remarks.toml").is_file():
-        print(f"error: there is no '{options.docs}/record/remarks.toml'.", file=sys.stderr)
-        return 2
     try:
+        results, docs = expanded(options.results), expanded(options.docs)
+        if not (docs / "record" / "remarks.toml").is_file():
+            raise ValueError(f"there is no '{docs}/record/remarks.toml'")
         # Without results the document is made again from the record.
-        skipped = keep(options.results, options.docs) if options.results.is_dir() else []
-        text = document(options.docs)
-        writing.write_file(options.docs / "results.md", text.encode())
+        skipped = keep(results, docs) if results.is_dir() else []
+        text = document(docs)
+        writing.write_file(docs / "results.md", text.encode())
     except (ValueError, OSError) as error:
         print(f"error: the record cannot be made: {error}", file=sys.stderr)
         return 2
     for sentence in skipped:
         print(sentence)
-    for run in recorded(options.docs):
-        remark = _remark(remarks(options.docs), run)
+    for run in recorded(docs):
+        remark = _remark(remarks(docs), run)
         if remark is not None and not speaks_of(remark, run):
             print(f"{run.place}: its remark was written for other verdicts; see record/remarks.toml.")
-    print(options.docs / "results.md")
+    print(docs / "results.md")
     return 0
 
 

@@ -18,6 +18,7 @@ import tyro
 
 from experiments import results as writing
 from experiments import runs
+from experiments.experiment import expanded
 from experiments.runs import Run
 
 PAGE = "index.html"
@@ -93,13 +94,16 @@ def main(arguments: Sequence[str]) -> int:
     options = tyro.cli(
         Options, args=list(arguments), prog="python -m experiments.report", use_underscores=True
     )
-    if not options.results.is_dir():
-        print(f"error: there is no folder '{options.results}'; `make fig9` makes one.", file=sys.stderr)
-        return 2
     try:
-        print(write(options.results))
+        results = expanded(options.results)
+        if not results.is_dir():
+            raise ValueError(f"there is no folder '{results}'; `make fig9` makes one.")
+        print(write(results))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
-        print(f"error: cannot write into '{options.results}': {error.strerror}.", file=sys.stderr)
+        print(f"error: cannot write into '{results}': {error.strerror}.", file=sys.stderr)
         return 2
     return 0
 

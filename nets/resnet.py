@@ -48,6 +48,9 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
+    Whether a call trains is its argument, or else what `train` or `eval` of a network chose, which set
+    `use_running_average` as in Flax's own layers.
+
     Training normalizes by the mean and the biased variance of the batch, and moves the running mean and the
     running *unbiased* variance by `momentum` towards it; `flax.nnx.BatchNorm` would take the biased one.
     Inference normalizes by the running statistics. Reference: Ioffe, Szegedy, ICML 2015.
@@ -62,12 +65,14 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
         self.variance = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.use_running_average = True
         self.parts = parts
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def __call__(self, x: chex.Array, training: bool) -> chex.Array:
+    def __call__(self, x: chex.Array, training: bool | None = None) -> chex.Array:
         wide = x.astype(jnp.float32)
+        training = not self.use_running_average if training is None else training
         if not training:
             y = self._normalized(wide, self.mean[...], self.variance[...])
         elif self.parts == 1:
@@ -110,7 +115,7 @@ class Block(nnx.Module):
         self.shortcut = Conv(inputs, outputs, 1, stride, rngs=rngs) if changes_shape else None
         self.shortcut_norm = BatchNorm(outputs, parts) if changes_shape else None
 
-    def __call__(self, x: chex.Array, training: bool) -> chex.Array:
+    def __call__(self, x: chex.Array, training: bool | None = None) -> chex.Array:
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(nnx.relu(y) if i > 0 else y), training)
@@ -231,16 +236,27 @@ class ResNet(nnx.Module):
         self.bias = nnx.Param(offsets) if bias else None
         self.tau = Temperature(jnp.asarray(tau, jnp.float32)) if head == "normalized" else None
 
-    def __call__(self, images: chex.Array, training: bool = False) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, images: chex.Array, training: bool | None = None) -> tuple[chex.Array, chex.Array]:
         """Classifies `images`.
 
         Args:
             images: (B, H, W, channels).
-            training: whether batch normalization uses the batch, and updates its running statistics.
+            training: whether batch normalization uses the batch, and updates its running statistics. If
+                None, what the last call of `train()` or `eval()` chose, inference at first.
 
         Returns:
             Logits (B, K) and features (B, d).
+
+        Raises:
+            ValueError: the images have other axes, as PyTorch's (B, channels, H, W).
         """
+        channels, shape = self.stem.kernel.shape[2], jnp.shape(images)
+        if len(shape) != 4 or shape[-1] != channels:
+            is_torchs = len(shape) == 4 and shape[1] == channels
+            hint = ", as PyTorch has them: pass images.transpose(0, 2, 3, 1)" if is_torchs else ""
+            raise ValueError(
+                f"images must have the axes (B, H, W, {channels}), but have shape {shape}{hint}."
+            )
         x = jnp.asarray(images, self.dtype)
         x = nnx.relu(self.stem_norm(self.stem(x), training))
         for block in self.blocks:

@@ -1,5 +1,8 @@
 """Data sets: what the loaders return, how samples are drawn, and what a missing or damaged set says."""
 
+import builtins
+import json
+
 import numpy as np
 import pytest
 
@@ -79,3 +82,96 @@ def test_decoded_arrays_are_kept_and_a_damaged_copy_is_made_anew(tmp_path):
         np.testing.assert_array_equal(a, b)
     kept.write_bytes(kept.read_bytes()[:-2000])
     assert data._read(kept) is None
+
+
+def write_cifar(folder, images, labels):
+    """CIFAR-10 of these images as TFDS has it on disk, in array_record."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    import io
+
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    place = folder / "cifar10" / "3.0.2"
+    place.mkdir(parents=True)
+    part = "tensorflow_datasets.core.features"
+    features = {
+        "image": {
+            "pythonClassName": f"{part}.image_feature.Image",
+            "image": {"shape": {"dimensions": ["32", "32", "3"]}, "dtype": "uint8"},
+        },
+        "label": {
+            "pythonClassName": f"{part}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "10"},
+        },
+    }
+    splits = []
+    for split in ("train", "test"):
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        lengths = {"filepathTemplate": template, "name": split, "shardLengths": [str(len(labels))]}
+        splits.append(lengths | {"numBytes": "1"})
+        writer = module.ArrayRecordWriter(
+            str(place / f"cifar10-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for image, label in zip(images, labels, strict=True):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            example.features.feature["label"].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+        writer.close()
+    info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "array_record", "splits": splits}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    tree = {"pythonClassName": f"{part}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    (place / "features.json").write_text(json.dumps(tree))
+
+
+def test_two_folders_of_the_same_relative_name_are_two_data_sets(tmp_path, monkeypatch):
+    """The same variable, the same name and count, in two working folders; and what was decoded is kept."""
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(10)
+    monkeypatch.setenv("TFDS_DATA_DIR", "tf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = {}
+    for name in "AB":
+        kept[name] = generator.integers(0, 256, (10, 32, 32, 3), np.uint8)
+        write_cifar(tmp_path / name / "tf", kept[name], labels)
+    monkeypatch.setattr(data, "_decode", counted := Counted(data._decode))
+    for name in "ABAB":
+        monkeypatch.chdir(tmp_path / name)
+        split = data.load("cifar10", "train")
+        np.testing.assert_array_equal(split.images, kept[name])
+        np.testing.assert_array_equal(split.labels, labels)
+    assert counted.calls == 2
+    # The same data elsewhere need not be decoded again, and a `~` is the home folder.
+    write_cifar(tmp_path / "home" / "tf", kept["A"], labels)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/tf")
+    np.testing.assert_array_equal(data.load("cifar10", "train").images, kept["A"])
+    assert counted.calls == 2
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
+
+
+@pytest.mark.parametrize("missing", ["array_record", "tensorflow_datasets"])
+def test_without_what_reads_cifar_the_message_is_one_sentence(missing, monkeypatch):
+    real = builtins.__import__
+
+    def importing(name, *arguments, **keywords):
+        if name.split(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named '{missing}'")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    with pytest.raises(ValueError, match=f"cifar10 is read by .*No module named '{missing}'") as error:
+        data.load("cifar10", "train")
+    assert "\n" not in str(error.value)
+    assert len(data.load("digits", "test").labels) > 0

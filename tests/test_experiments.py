@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import cli, fig09, minima, results
+from experiments import cli, fig09, minima, record, report, results
 from experiments.experiment import Claim, all_experiments
 
 ROOT = Path(__file__).parent.parent
@@ -409,3 +409,22 @@ def test_float32_runs_in_float32(tmp_path):
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "fig9" / "data.npz") as data:
         assert data["nc1"].dtype == data["tau"].dtype == np.float32
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, experiment in cli.all_experiments().items():
+        assert cli._parse(experiment, ["--out", "~/x"]).out == tmp_path / "x", name
+    assert main(capsys, "fig9", "--out", "~/x", "--quiet", *SMALL["fig9"])[:2] == (
+        0,
+        f"{tmp_path}/x/fig9/fig9.png\n",
+    )
+    assert report.main(["--results", "~/x"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/x/index.html\n"
+    assert record.main(["--docs", "~/docs"]) == 2
+    assert f"there is no '{tmp_path}/docs/record/remarks.toml'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+    code, _, err = main(capsys, "fig9", "--out", "~nobody-of-this-name/x")
+    assert code == 2
+    assert err == "error: the home folder in '~nobody-of-this-name/x' is not known.\n"

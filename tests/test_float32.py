@@ -65,7 +65,6 @@ def gradient_norm(W, H, labels, tau):
         ("trust_region", [100, 30, 128, 60], 1),
         ("conjugate_gradient", [100, 30, 128, 200], 30),
         ("lbfgs", [100, 30, 128, 200], 30),
-        ("trust_region", [100, 30, 128, 60], 30),
     ],
 )
 def test_float32_alone_collapses(solver, sizes, weight, tau):

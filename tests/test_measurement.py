@@ -78,20 +78,28 @@ def test_the_bias_belongs_to_the_decisions():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("text", LABELS), "features must be a non-empty matrix of real numbers, but has shape"),
+        (("text", LABELS), "features must be an array of real numbers, but has shape"),
         (
             (FEATURES[0], LABELS),
-            r"features must be a non-empty matrix of real numbers, but has shape \(9,\)",
+            r"features must be a matrix of at least one row, but has shape \(9,\)",
         ),
         (([[1, 2], [3]], [0, 1]), "features cannot be read as an array"),
         ((FEATURES * np.inf, LABELS), "features must be finite, but 270 entries are not"),
-        ((FEATURES, LABELS + 0.5), "labels must be a non-empty vector of integers"),
+        (
+            (FEATURES, LABELS + 0.5),
+            r"labels must be integers of shape \(30,\), one for each row of features, .* dtype float64",
+        ),
         ((FEATURES, LABELS + 1), "every one of the 6 classes needs a sample, but class 0 has none"),
-        ((FEATURES, LABELS - 1), "labels must lie in 0..3, but go from -1 to 3"),
-        ((FEATURES[:7], LABELS), "a row a label, but have 7 rows for 30 labels"),
-        ((FEATURES, LABELS * 0), "num_classes must be finite and at least 2, but is 1"),
+        ((FEATURES, LABELS - 1), "labels must lie in 0..2147483647, but go from -1 to 3"),
+        (
+            (FEATURES[:7], LABELS),
+            r"integers of shape \(7,\), one for each row of features, but have shape \(30,\)",
+        ),
+        ((FEATURES[:3], [0, 0, -1]), "labels must lie in 0..2147483647, but go from -1 to 0"),
+        ((FEATURES[:3], [0, 1, 10**9]), "the 1000000001 classes needs a sample, but class 2 has none"),
+        ((FEATURES, LABELS * 0), "labels must be of at least two classes, but are all 0"),
         ((FEATURES, LABELS, W[:4]), "labels must lie in 0..3, but go from 0 to 4"),
-        ((FEATURES, LABELS, W[:, :3]), r"W must have a column a feature, 9, but has shape \(5, 3\)"),
+        ((FEATURES, LABELS, W[:, :3]), r"W must have a column a dimension, 9, but has shape \(5, 3\)"),
     ],
 )
 def test_wrong_input_is_one_sentence(arguments, message):
@@ -103,7 +111,7 @@ def test_wrong_input_is_one_sentence(arguments, message):
 def test_a_bias_must_fit():
     with pytest.raises(ValueError, match="bias needs W"):
         measure(FEATURES, LABELS, bias=np.zeros(5))
-    with pytest.raises(ValueError, match="bias must have an entry a class, 5, but has 4"):
+    with pytest.raises(ValueError, match=r"bias must have an entry a class, 5, but has shape \(4,\)"):
         measure(FEATURES, LABELS, W, bias=np.zeros(4))
 
 

@@ -216,7 +216,10 @@ def test_a_class_without_samples_is_an_error_and_nan_under_jit():
 
 def test_shapes_are_checked():
     labels = ufm.balanced_labels(2, 2)
-    with pytest.raises(ValueError, match="features must be a matrix with a row a label"):
+    message = (
+        r"labels must be integers of shape \(3,\), one for each row of features, but have shape \(4,\)"
+    )
+    with pytest.raises(ValueError, match=message):
         metrics.nc1(jnp.ones((3, 2)), labels, 2)
     with pytest.raises(ValueError, match="W must be a matrix of at least two rows"):
         metrics.nc2(jnp.ones((1, 2)))

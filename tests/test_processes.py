@@ -208,7 +208,24 @@ def test_ten_thousand_trials_stay_within_their_memory():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--coordinator", "here"], "coordinator must be host:port or auto, but is 'here'."),
+        (
+            ["--coordinator", "here"],
+            "coordinator must be host:port, with a port from 1 to 65535, or auto, but is 'here'.",
+        ),
+        *(
+            (
+                ["--coordinator", wrong],
+                f"coordinator must be host:port, with a port from 1 to 65535, or auto, but is '{wrong}'.",
+            )
+            for wrong in (
+                "localhost:99999",
+                "localhost:0",
+                "localhost:65536",
+                "localhost:\u00b2",
+                ":1",
+                "localhost:-1",
+            )
+        ),
         (["--processes", "2"], "processes and process need a coordinator, as host:port."),
         (
             ["--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "2"],

@@ -254,3 +254,49 @@ def test_bad_arguments_are_one_sentence():
     ]:
         with pytest.raises(ValueError, match=message):
             ResNet(**{"architecture": "resnet18", "num_classes": 3, "rngs": nnx.Rngs(0)} | arguments)
+
+
+def test_train_and_eval_choose_what_a_call_does_not_say(key, monkeypatch):
+    """As in Flax's own networks; a call that says it has its way. One block is enough."""
+    monkeypatch.setitem(resnet.ARCHITECTURES, "resnet18", (resnet.BasicBlock, (1,)))
+    images = jax.random.normal(key, (6, 8, 8, 3))
+
+    def run(mode, **arguments):
+        network = ResNet("resnet18", 3, width=2, rngs=nnx.Rngs(0))
+        network.stem_norm.mean[...] += 0.5  # So that the running statistics are nobody's.
+        for name in mode:
+            getattr(network, name)()
+        call = nnx.jit(lambda network, images: network(images, **arguments))
+        return call(network, images)[0], network.stem_norm.mean[...]
+
+    training, inference = run([], training=True), run([], training=False)
+    assert np.abs(training[0] - inference[0]).max() > 0.01
+    np.testing.assert_array_equal(inference[1], 0.5)
+    for mode, arguments, expected in [
+        ([], {}, inference),
+        (["train"], {}, training),
+        (["train", "eval"], {}, inference),
+        (["eval"], {"training": True}, training),
+        (["train"], {"training": False}, inference),
+    ]:
+        for found, right in zip(run(mode, **arguments), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "message"),
+    [
+        (
+            3,
+            (5, 3, 8, 8),
+            r"axes \(B, H, W, 3\), .* \(5, 3, 8, 8\), as PyTorch .* images.transpose\(0, 2, 3, 1\)",
+        ),
+        (1, (5, 1, 8, 8), r"axes \(B, H, W, 1\), .* as PyTorch has them"),
+        (3, (8, 8, 3), r"axes \(B, H, W, 3\), but have shape \(8, 8, 3\)\.$"),
+        (3, (5, 8, 8, 1), r"axes \(B, H, W, 3\), but have shape \(5, 8, 8, 1\)\.$"),
+    ],
+)
+def test_images_of_other_axes_are_one_sentence(channels, shape, message):
+    network = ResNet("resnet18", 3, width=2, channels=channels, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        network(jnp.zeros(shape))

@@ -176,7 +176,10 @@ def test_bad_input_is_one_sentence():
     frame, labels = ufm.theory.simplex_etf(3, 4), ufm.balanced_labels(3, 2)
     for arguments, message in [
         ((frame[0], frame[labels], labels), "W must be a matrix of at least two rows"),
-        ((frame, frame[labels], labels[:3]), r"a row a label, but have shape \(6, 4\) for 3 labels"),
+        (
+            (frame, frame[labels], labels[:3]),
+            r"of shape \(6,\), one for each row of features, but have shape \(3,\)",
+        ),
         ((frame, frame[labels], labels, 0), "batch_size must be finite and at least 1, but is 0"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ufm_jax as ufm
 
@@ -49,6 +51,29 @@ def test_axes_may_be_pytrees():
         {"scale": np.array([1.0, 10.0]), "point": points},
     )
     np.testing.assert_array_equal(data, [[1, 6, 11], [10, 51, 92]])
+
+
+def test_an_axis_may_be_a_list_of_keys_or_arrays():
+    axes = {"key": list(KEYS[:2]), "x": [np.arange(2.0), np.ones(2)], "scale": (1, 2)}
+    data = ufm.trials.grid(lambda key, x, scale: scale * x + jax.random.uniform(key), axes)
+    assert data.shape == (2, 2, 2, 2)
+    np.testing.assert_allclose(data[1, 0, 1], 2 * np.arange(2.0) + jax.random.uniform(KEYS[1]), rtol=1e-6)
+
+
+@given(lengths=st.lists(st.integers(0, 3), min_size=1, max_size=4), place=st.integers(0, 1))
+@settings(deadline=None, max_examples=30)
+def test_arrays_of_unequal_lengths_are_never_cut_or_repeated(lengths, place):
+    """Of every number of arrays, in the first axis or in the second, and of `run`."""
+    arrays = [np.arange(float(n)) for n in lengths]
+    axes = {"p": arrays[0] if len(arrays) == 1 else dict(enumerate(arrays)), "q": np.ones(1)}
+    axes = dict(list(axes.items())[:: 1 if place == 0 else -1])
+    if len(set(lengths)) == 1 and lengths[0] > 0:
+        found = ufm.trials.grid(lambda p, q: q * sum(jax.tree.leaves(p)), axes)
+        np.testing.assert_array_equal(found.ravel(), len(lengths) * arrays[0])
+        return
+    for call in (lambda: ufm.trials.grid(trial, axes), lambda: ufm.trials.run(trial, axes["p"])):
+        with pytest.raises(ValueError, match=f"must have one length.* {', '.join(map(str, lengths))}"):
+            call()
 
 
 def test_an_axis_may_be_points():
@@ -109,7 +134,28 @@ def test_batches_are_cut_to_the_memory_that_is_allowed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"axes": {"tau": np.zeros((0,)), "key": KEYS}}, "the length of axis 'tau' must be"),
+        (
+            {"axes": {"tau": np.zeros((0,)), "key": KEYS}},
+            "the arrays of axis 'tau' must have one length, at least 1, but have the lengths 0",
+        ),
+        (
+            {"axes": {"p": {"a": np.arange(3.0), "b": np.arange(2.0)}}},
+            "the arrays of axis 'p' must have one length, at least 1, but have the lengths 3, 2",
+        ),
+        ({"axes": {"p": {"a": np.arange(2.0), "b": np.arange(3.0)}}}, "axis 'p' .* have the lengths 2, 3"),
+        ({"axes": {"tau": 1.0}}, r"axis 'tau' must hold its values along the leading axis .* \[\(\)\]"),
+        ({"axes": {"key": jax.random.key(0)}}, "axis 'key' must hold its values along the leading axis"),
+        ({"axes": {"p": {"a": [1.0, 2.0]}}}, "axis 'p' must hold its values along the leading axis"),
+        ({"axes": {"p": {}}}, r"axis 'p' must hold its values .* the shapes \[\]"),
+        ({"axes": {}}, "axes must name an argument of the trial"),
+        (
+            {"axes": {"p": [{"a": 1.0}, {"a": 2.0}]}},
+            "axis 'p' must be a list of .* a list of pytrees is stacked",
+        ),
+        ({"axes": {"p": ["a", "b"]}}, "axis 'p' must be a list of alike numbers or keys"),
+        ({"axes": {"p": [[1.0, 2.0], [3.0]]}}, "axis 'p' must be a list of alike numbers or keys"),
+        ({"axes": {"key": [jax.random.key(0), 1.0]}}, "axis 'key' must be a list of alike numbers or keys"),
+        ({"axes": {"tau": TAU, "key": KEYS}, "devices": []}, "devices must be one at least"),
         ({"axes": {"tau": TAU, "key": KEYS}, "batch_size": 0}, "batch_size must be finite and at least 1"),
         ({"axes": {"tau": TAU, "key": KEYS}, "memory": 0}, "memory must be finite and at least 1"),
     ],

@@ -5,17 +5,77 @@ Values known only at run time (tracers under `jit` or `vmap`) cannot be checked 
 
 from typing import Any
 
-import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
 def is_concrete(*values: Any) -> bool:
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    """Whether all values can be read here and now; those that lie on devices of other processes cannot."""
+
+    def can_be_read(x: Any) -> bool:
+        if isinstance(x, jax.core.Tracer):
+            return False
+        return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+    return all(map(can_be_read, jax.tree.leaves(values)))
 
 
 def _floats(value: Any) -> np.ndarray:
     return np.asarray(value, float)
+
+
+def array(name: str, value: Any) -> np.ndarray | jax.Array:
+    """`value` as an array of real numbers; a PyTorch tensor is taken off its graph and its device first."""
+    found = value
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        if hasattr(value, "detach") and hasattr(value, "cpu"):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # Which NumPy lacks.
+                value = value.float()
+        try:
+            found = np.asarray(value) if is_concrete(value) else jnp.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{name} cannot be read as an array: {reason}") from None
+    if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise ValueError(
+            f"{name} must be an array of real numbers, but has shape {found.shape} and dtype {found.dtype}."
+        )
+    return found
+
+
+def matrix(name: str, value: Any, *, rows: int = 1, columns: int | None = None) -> np.ndarray | jax.Array:
+    """`value` as an array of real numbers with two axes, at least so many rows, and `columns` if given."""
+    found = array(name, value)
+    if found.ndim != 2 or found.shape[0] < rows or found.shape[1] == 0:
+        least = {0: "", 1: " of at least one row", 2: " of at least two rows"}[rows]
+        raise ValueError(f"{name} must be a matrix{least}, but has shape {found.shape}.")
+    if columns is not None and found.shape[1] != columns:
+        raise ValueError(f"{name} must have a column a dimension, {columns}, but has shape {found.shape}.")
+    return found
+
+
+def floating(name: str, value: Any) -> jax.Array:
+    """`value` as an array of floats: integers and booleans become JAX's default float."""
+    found = array(name, value)
+    return jnp.asarray(found, None if jnp.issubdtype(found.dtype, np.floating) else float)
+
+
+def real(name: str, value: Any) -> jax.Array:
+    """`value` as an array of the floats that metrics compute in, `real_dtype`."""
+    found = array(name, value)
+    return jnp.asarray(found, real_dtype(found.dtype))
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The one rule of the metrics on dtypes.
+
+    Integers and booleans become JAX's default float (float32, or float64 where it is enabled), floats
+    narrower than float32 become float32, and the others stay what they are.
+    """
+    is_narrow = jnp.issubdtype(dtype, np.floating) and np.dtype(dtype).itemsize <= 4
+    return jax.dtypes.canonicalize_dtype(np.float32 if is_narrow else np.float64)
 
 
 def positive(name: str, value: Any) -> None:
@@ -44,48 +104,52 @@ def no_float64_on_tpu(platform: str, arrays: Any) -> None:
         raise ValueError("a TPU has no float64: the inputs and results of trials must be float32 there.")
 
 
-def labels_in_range(labels: chex.Array, num_classes: int) -> None:
-    """`labels` is a vector of integers in 0..K-1, K at least 2."""
-    at_least("num_classes", num_classes, 2)
-    if labels.ndim != 1 or labels.shape[0] == 0 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            "labels must be a non-empty vector of integers, "
-            f"but have shape {labels.shape} and dtype {labels.dtype}."
+def class_labels(
+    labels: Any,
+    num_classes: int | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+    rows_of: str = "features",
+    name: str = "labels",
+) -> jax.Array:
+    """The one check of labels, for all that take them; they come back as int32.
+
+    They are integers in 0..K-1 (without `num_classes`, of any size) and have `shape`, one for each row of
+    the argument called `rows_of`; without `shape`, they are a non-empty vector.
+    """
+    found = array(name, labels)
+    fits = found.shape == shape if shape is not None else found.ndim == 1 and found.size > 0
+    if not fits or not np.issubdtype(found.dtype, np.integer):
+        wanted = (
+            "a non-empty vector of integers"
+            if shape is None
+            else f"integers of shape {shape}, one for each row of {rows_of}"
         )
-    _in_range(labels, num_classes)
+        raise ValueError(f"{name} must be {wanted}, but have shape {found.shape} and dtype {found.dtype}.")
+    if is_concrete(found) and found.size:
+        low, high = np.min(np.asarray(found)), np.max(np.asarray(found))
+        top = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
+        if low < 0 or high > top:
+            raise ValueError(f"{name} must lie in 0..{top}, but go from {low} to {high}.")
+    # One-hot rows made in a narrower type would take class 256 for class 0.
+    if isinstance(found, jax.core.Tracer):
+        return found.astype(jnp.int32)
+    with jax.ensure_compile_time_eval():  # What is known stays known, also inside `jit`.
+        return jnp.asarray(found, jnp.int32)
 
 
-def labels_of_logits(labels: Any, logits: Any) -> None:
-    """`labels` are integers in 0..K-1, one for each row of `logits` (..., K)."""
-    shape, wanted = np.shape(labels), np.shape(logits)[:-1]
-    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
-    if shape != wanted or not np.issubdtype(dtype, np.integer):
-        raise ValueError(
-            f"labels must be integers of shape {wanted}, one for each row of logits, "
-            f"but have shape {shape} and dtype {dtype}."
-        )
-    _in_range(labels, np.shape(logits)[-1])
-
-
-def _in_range(labels: Any, num_classes: int) -> None:
-    if is_concrete(labels) and np.size(labels):
-        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"labels must lie in 0..{num_classes - 1}, but go from {low} to {high}.")
-
-
-def every_class_present(labels: chex.Array, num_classes: int) -> None:
-    labels_in_range(labels, num_classes)
+def every_class_present(labels: jax.Array, num_classes: int) -> None:
     if is_concrete(labels):
-        counts = np.bincount(np.asarray(labels), minlength=num_classes)
-        if np.any(counts == 0):
+        present = np.unique(np.asarray(labels))
+        if len(present) < num_classes:
+            gaps = np.append(present, num_classes) != np.arange(len(present) + 1)
             raise ValueError(
                 f"every one of the {num_classes} classes needs a sample, "
-                f"but class {int(np.argmin(counts))} has none."
+                f"but class {int(np.argmax(gaps))} has none."
             )
 
 
-def pairs_in_every_class(labels: chex.Array) -> None:
+def pairs_in_every_class(labels: jax.Array) -> None:
     if is_concrete(labels):
         classes, counts = np.unique(np.asarray(labels), return_counts=True)
         if np.any(counts < 2):
@@ -100,11 +164,3 @@ def equal_sizes(what: str, labels: Any, num_classes: int) -> None:
         sizes = np.bincount(np.asarray(labels), minlength=num_classes)
         if np.any(sizes != sizes[0]):
             raise ValueError(f"{what} need classes of equal size, but sizes are {sizes.tolist()}.")
-
-
-def row_a_label(features: Any, labels: Any) -> None:
-    if features.ndim != 2 or features.shape[0] != labels.shape[0]:
-        raise ValueError(
-            f"features must be a matrix with a row a label, but have shape {features.shape} "
-            f"for {labels.shape[0]} labels."
-        )

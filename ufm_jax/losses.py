@@ -3,16 +3,16 @@
 Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
+from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
 from ufm_jax._products import matmul
 
 
-def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Cross entropy `-log softmax(logits)[label]`, Appendix B.3.
 
     Args:
@@ -30,11 +30,11 @@ def cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
         >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
         [0.127 2.127]
     """
-    _checks.labels_of_logits(labels, logits)
+    logits, labels = _logits_and_labels(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Array:
+def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array:
     """Focal loss `-(1 - p)^gamma log p`, p the softmax probability of the true class (Appendix E.4).
 
     Args:
@@ -57,7 +57,7 @@ def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Ar
     Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
     """
     _checks.at_least("gamma", gamma, 0)
-    _checks.labels_of_logits(labels, logits)
+    logits, labels = _logits_and_labels(logits, labels)
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
     against = others - jnp.sum(logits, axis=-1, where=is_label)
@@ -65,7 +65,7 @@ def focal(logits: chex.Array, labels: chex.Array, gamma: float = 3.0) -> chex.Ar
     return jnp.exp(-gamma * jax.nn.softplus(-against)) * jax.nn.softplus(against)
 
 
-def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) -> chex.Array:
+def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) -> jax.Array:
     """Cross entropy against `(1 - alpha) onehot(label) + alpha / K` (Appendix E.4).
 
     Args:
@@ -87,14 +87,22 @@ def label_smoothing(logits: chex.Array, labels: chex.Array, alpha: float = 0.1) 
     Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
     """
     _checks.within("alpha", alpha, 0, 1)
-    _checks.labels_of_logits(labels, logits)
+    logits, labels = _logits_and_labels(logits, labels)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(one_hot, alpha)
     # A class of score -inf costs nothing where nothing is asked of it.
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
 
 
-def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float) -> chex.Array:
+def _logits_and_labels(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Logits (..., K) as floats and labels (...) as int32, after the checks of both."""
+    logits = _checks.floating("logits", logits)
+    if logits.ndim == 0:
+        raise ValueError("logits must have an axis of classes, (..., K), but are a scalar.")
+    return logits, _checks.class_labels(labels, logits.shape[-1], shape=logits.shape[:-1], rows_of="logits")
+
+
+def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -> jax.Array:
     """Supervised contrastive loss over a whole data set, equation (40).
 
     Args:
@@ -106,7 +114,8 @@ def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float)
         The mean loss of the N anchors, a scalar.
 
     Raises:
-        ValueError: `tau` is not positive, or a class has a single sample (checked outside `jit`).
+        ValueError: `tau` is not positive, a class has a single sample, a label is negative (checked outside
+            `jit`), or the labels do not fit the features.
 
     Example:
         >>> H, labels = ufm.theory.simplex_etf(2, dim=2)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
@@ -118,13 +127,15 @@ def supervised_contrastive(features: chex.Array, labels: chex.Array, tau: float)
     Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
     """
     _checks.positive("tau", tau)
+    features = _checks.floating("features", _checks.matrix("features", features))
+    labels = _checks.class_labels(labels, shape=features.shape[:1])
     _checks.pairs_in_every_class(labels)
     return jnp.mean(contrastive_of_similarities(tau**2 * matmul(features, features.T), labels))
 
 
 def contrastive_of_similarities(
-    similarities: chex.Array, labels: chex.Array, anchors: chex.Array | None = None
-) -> chex.Array:
+    similarities: ArrayLike, labels: ArrayLike, anchors: ArrayLike | None = None
+) -> jax.Array:
     """The terms of equation (40), one an anchor, from the similarities `tau^2 H H^T`.
 
     Args:
@@ -135,12 +146,17 @@ def contrastive_of_similarities(
     Returns:
         For each anchor i the mean over the others j of its class of
         `log sum_{l != i} exp(s_il) - s_ij`, (A,).
+
+    Raises:
+        ValueError: the labels or anchors do not fit the similarities (values: outside `jit`).
     """
-    if anchors is None:
-        others, classes = ~jnp.eye(len(labels), dtype=bool), labels
-    else:
-        others, classes = anchors[:, None] != jnp.arange(len(labels)), labels[anchors]
-    positives = others & (classes[:, None] == labels[None, :])
+    similarities = _checks.floating("similarities", _checks.matrix("similarities", similarities))
+    rows, samples = similarities.shape
+    labels = _checks.class_labels(labels, shape=(samples,))
+    anchors = jnp.arange(samples) if anchors is None else anchors
+    anchors = _checks.class_labels(anchors, samples, shape=(rows,), rows_of="similarities", name="anchors")
+    others = anchors[:, None] != jnp.arange(samples)
+    positives = others & (labels[anchors][:, None] == labels)
     log_partition = jax.nn.logsumexp(similarities, axis=-1, where=others)
     positive_mean = jnp.sum(jnp.where(positives, similarities, 0), -1) / jnp.sum(positives, -1)
     return log_partition - positive_mean

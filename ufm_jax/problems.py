@@ -420,6 +420,7 @@ def contrastive(
         True
     """
     _checks.positive("tau", tau)
+    labels = _checks.class_labels(labels, num_classes)
     _checks.pairs_in_every_class(labels)
     return _problem(
         labels,
@@ -443,8 +444,8 @@ def _problem(
     has_classifier: bool = True,
     block_size: int | None = None,
 ) -> Problem:
-    labels = jnp.asarray(labels)
-    _checks.labels_in_range(labels, num_classes)
+    _checks.at_least("num_classes", num_classes, 2)
+    labels = _checks.class_labels(labels, num_classes)
     _checks.scalar("tau", tau)
     if block_size is not None:
         _checks.at_least("block_size", block_size, 1)

@@ -23,10 +23,10 @@ are two folds, each over batches in any order:
 A network runs once: its features are kept, N x d, and both folds go over them (`measure` does it). Where
 even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
 
-The definitions are those of `ufm_jax.metrics`. That module squares class means to (M M^T)^+, which suits
-float64; here M is decomposed itself, which loses half as many digits and so serves float32. All sums are
-about an origin, the mean of the first batch: what the features share, as all of them do after a ReLU, is
-subtracted before anything is rounded, and costs no digits.
+The definitions are those of `ufm_jax.metrics`, and so are the arrays and dtypes that it takes. That module
+squares class means to (M M^T)^+, which suits float64; here M is decomposed itself, which loses half as many
+digits and so serves float32. All sums are about an origin, the mean of the first batch: what the features
+share, as all of them do after a ReLU, is subtracted before anything is rounded, and costs no digits.
 
 Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
 Variance*, American Statistician 1983.
@@ -34,9 +34,11 @@ Variance*, American Statistician 1983.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from ufm_jax import _checks, metrics
 from ufm_jax._products import matmul
@@ -52,9 +54,9 @@ class ClassSums(NamedTuple):
         origin: a point amid the features, (d,); any point gives right sums, a near one keeps more digits.
     """
 
-    counts: chex.Array
-    sums: chex.Array
-    origin: chex.Array
+    counts: jax.Array
+    sums: jax.Array
+    origin: jax.Array
 
 
 class Centres(NamedTuple):
@@ -68,35 +70,42 @@ class Centres(NamedTuple):
         whitening: (R, d) with R = min(K, d) and `whitening^T whitening = Sigma_B^+`.
     """
 
-    counts: chex.Array
-    origin: chex.Array
-    shifts: chex.Array
-    centred: chex.Array
-    whitening: chex.Array
+    counts: jax.Array
+    origin: jax.Array
+    shifts: jax.Array
+    centred: jax.Array
+    whitening: jax.Array
 
     @property
-    def means(self) -> chex.Array:
+    def means(self) -> jax.Array:
         """The mean of each class, (K, d)."""
         return self.origin + self.shifts
 
 
-def class_sums(num_classes: int, dim: int, dtype: chex.ArrayDType = jnp.float32) -> ClassSums:
+def class_sums(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> ClassSums:
     """Empty sums, to start the first fold from.
 
     Args:
         num_classes: K, at least 2.
         dim: d, at least 1.
-        dtype: floating type of the sums.
+        dtype: floating type of the sums, float32 or float64; they keep it whatever the features have.
 
     Returns:
         `ClassSums(counts=(K,), sums=(K, d), origin=(d,))` of zeros; the first batch sets the origin.
+
+    Raises:
+        ValueError: a size is too small, or `dtype` is another.
     """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("dim", dim, 1)
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, but is {np.dtype(dtype)}.")
     return ClassSums(
         jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype), jnp.zeros(dim, dtype)
     )
 
 
-def add_to_class_sums(sums: ClassSums, features: chex.Array, labels: chex.Array) -> ClassSums:
+def add_to_class_sums(sums: ClassSums, features: ArrayLike, labels: ArrayLike) -> ClassSums:
     """One step of the first fold.
 
     Args:
@@ -107,15 +116,19 @@ def add_to_class_sums(sums: ClassSums, features: chex.Array, labels: chex.Array)
     Returns:
         The sums with the batch in them. A product with one-hot labels adds in a fixed order on every
         device, which scattered additions on a GPU would not.
+
+    Raises:
+        ValueError: the features or labels do not fit the sums (values: outside `jit`).
     """
+    features, labels = _batch(features, labels, *sums.sums.shape)
     if len(labels) == 0:
         return sums
-    one_hot = jax.nn.one_hot(labels, len(sums.counts), dtype=sums.sums.dtype)
+    dtype = sums.sums.dtype
+    one_hot = jax.nn.one_hot(labels, len(sums.counts), dtype=dtype)
     is_first = jnp.sum(sums.counts) == 0
-    origin = jnp.where(is_first, jnp.mean(features, 0), sums.origin)
-    return ClassSums(
-        sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, features - origin), origin
-    )
+    origin = jnp.where(is_first, jnp.mean(features, 0).astype(dtype), sums.origin)
+    about_origin = (features - origin).astype(dtype)
+    return ClassSums(sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, about_origin), origin)
 
 
 def centres_of(sums: ClassSums) -> Centres:
@@ -142,7 +155,15 @@ def centres_of(sums: ClassSums) -> Centres:
     return Centres(sums.counts, sums.origin, shifts, centred, scales[:, None] * rows)
 
 
-def deviations(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+def _batch(
+    features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """A batch as floats and int32, which may be empty, after its checks."""
+    features = _checks.real("features", _checks.matrix("features", features, rows=0, columns=dim))
+    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+
+
+def deviations(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """The features of a batch minus the means of their classes.
 
     Args:
@@ -152,11 +173,15 @@ def deviations(centres: Centres, features: chex.Array, labels: chex.Array) -> ch
 
     Returns:
         The differences, (B, d).
+
+    Raises:
+        ValueError: the features or labels do not fit the centres (values: outside `jit`).
     """
+    features, labels = _batch(features, labels, *centres.shifts.shape)
     return features - centres.origin - centres.shifts[labels]
 
 
-def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+def whitened_scatter(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """One step of the second fold: the batch's part of `N trace(Sigma_W Sigma_B^+)`, a scalar.
 
     Args:
@@ -166,11 +191,14 @@ def whitened_scatter(centres: Centres, features: chex.Array, labels: chex.Array)
 
     Returns:
         The part, a scalar at least 0; the parts of all batches add up.
+
+    Raises:
+        ValueError: the features or labels do not fit the centres (values: outside `jit`).
     """
     return jnp.sum(matmul(deviations(centres, features, labels), centres.whitening.T) ** 2)
 
 
-def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) -> chex.Array:
+def class_scatter(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """One step of the second fold: the batch's squared distances to their class means, by class (K,).
 
     Args:
@@ -180,14 +208,18 @@ def class_scatter(centres: Centres, features: chex.Array, labels: chex.Array) ->
 
     Returns:
         The distances, summed by class, (K,); those of all batches add up.
+
+    Raises:
+        ValueError: the features or labels do not fit the centres (values: outside `jit`).
     """
+    features, labels = _batch(features, labels, *centres.shifts.shape)
     squares = jnp.sum(deviations(centres, features, labels) ** 2, -1)
     return matmul(jax.nn.one_hot(labels, len(centres.counts), dtype=squares.dtype).T, squares)
 
 
 def agreements(
-    W: chex.Array, centres: Centres, features: chex.Array, bias: chex.Array | None = None
-) -> chex.Array:
+    W: ArrayLike, centres: Centres, features: ArrayLike, bias: ArrayLike | None = None
+) -> jax.Array:
     """One step of the second fold: samples of the batch that W and the nearest class mean decide alike.
 
     Args:
@@ -198,12 +230,25 @@ def agreements(
 
     Returns:
         Their number, an integer scalar.
+
+    Raises:
+        ValueError: the features, W or the bias do not fit the centres.
     """
+    W = _classifier(W, centres)
+    features = _checks.real("features", _checks.matrix("features", features, rows=0, columns=W.shape[1]))
     nearest = collapse.nearest(centres.shifts, features - centres.origin)
     return jnp.sum(collapse.decisions(W, features, bias) == nearest)
 
 
-def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
+def _classifier(W: ArrayLike, centres: Centres) -> jax.Array:
+    """W as floats, after the check that it fits the centres."""
+    W, wanted = collapse.classifier(W), centres.shifts.shape
+    if W.shape != wanted:
+        raise ValueError(f"W must have shape {wanted}, as the class means, but has shape {W.shape}.")
+    return W
+
+
+def nc1(centres: Centres, scatter: jax.Array) -> jax.Array:
     """Within-class variability `trace(Sigma_W Sigma_B^+) / K` (see `ufm_jax.metrics.nc1`), a scalar.
 
     Args:
@@ -216,7 +261,7 @@ def nc1(centres: Centres, scatter: chex.Array) -> chex.Array:
     return scatter / (jnp.sum(centres.counts) * len(centres.counts))
 
 
-def nc3(W: chex.Array, centres: Centres) -> chex.Array:
+def nc3(W: ArrayLike, centres: Centres) -> jax.Array:
     """Distance from self-duality (see `ufm_jax.metrics.nc3`).
 
     Args:
@@ -225,12 +270,16 @@ def nc3(W: chex.Array, centres: Centres) -> chex.Array:
 
     Returns:
         A scalar in [0, 2].
+
+    Raises:
+        ValueError: W does not fit the centres.
     """
+    W = _classifier(W, centres)
     gram = matmul(collapse.scaled(W), collapse.scaled(centres.centred).T)
     return collapse.distance_to_simplex(gram).astype(W.dtype)
 
 
-def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:
+def nc4(centres: Centres, agreeing: jax.Array) -> jax.Array:
     """Agreement with the nearest class mean (see `ufm_jax.metrics.nc4`).
 
     Args:
@@ -243,7 +292,7 @@ def nc4(centres: Centres, agreeing: chex.Array) -> chex.Array:
     return jnp.where(jnp.all(centres.counts > 0), agreeing / jnp.sum(centres.counts), jnp.nan)
 
 
-def cdnv(centres: Centres, squares: chex.Array) -> chex.Array:
+def cdnv(centres: Centres, squares: jax.Array) -> jax.Array:
     """Class-distance normalized variance (see `ufm_jax.metrics.cdnv`).
 
     Args:
@@ -256,7 +305,7 @@ def cdnv(centres: Centres, squares: chex.Array) -> chex.Array:
     return collapse.cdnv_of(centres.centred, squares / centres.counts)
 
 
-def gnc3(W: chex.Array, centres: Centres) -> chex.Array:
+def gnc3(W: ArrayLike, centres: Centres) -> jax.Array:
     """Misalignment of W and class means (see `ufm_jax.metrics.gnc3`).
 
     Args:
@@ -265,17 +314,21 @@ def gnc3(W: chex.Array, centres: Centres) -> chex.Array:
 
     Returns:
         A scalar in [0, 2].
+
+    Raises:
+        ValueError: W does not fit the centres.
     """
-    return generalized.misalignment(W, centres.means)
+    W = _classifier(W, centres)
+    return generalized.misalignment(W, centres.means).astype(W.dtype)
 
 
 def measure(
-    W: chex.Array,
-    features: chex.Array,
-    labels: chex.Array,
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
     batch_size: int = 1024,
-    bias: chex.Array | None = None,
-) -> dict[str, chex.Array]:
+    bias: ArrayLike | None = None,
+) -> dict[str, jax.Array]:
     """The metrics of features kept on the device, in blocks; not GNC2, which is a search and of W alone.
 
     Args:
@@ -289,12 +342,17 @@ def measure(
         Scalars "nc1", "nc2", "nc3", "nc4", "cdnv" and "gnc3".
 
     Raises:
-        ValueError: W is not a matrix of at least two rows, features are not one with a row a label, or
-            `batch_size` is less than 1.
+        ValueError: W is not a matrix of at least two rows, features are not one with as many columns, a
+            label is out of range or a class has no sample (checked outside `jit`), or `batch_size` is less
+            than 1.
     """
     _checks.at_least("batch_size", batch_size, 1)
-    _checks.row_a_label(features, labels)
-    num_classes, dim = collapse.matrix("W", W).shape
+    W = collapse.classifier(W)
+    num_classes, dim = W.shape
+    # Only a block of them at a time is made wider.
+    features = jnp.asarray(_checks.matrix("features", features, columns=dim))
+    labels = _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+    _checks.every_class_present(labels, num_classes)
     full = len(labels) // batch_size * batch_size
 
     def fold(step, start):
@@ -313,7 +371,7 @@ def measure(
             agreeing + agreements(W, centres, block[0], bias),
         )
 
-    dtype = features.dtype
+    dtype = _checks.real_dtype(features.dtype)
     centres = centres_of(fold(add_to_class_sums, class_sums(num_classes, dim, dtype)))
     start = (jnp.zeros((), dtype), jnp.zeros(num_classes, dtype), jnp.array(0))
     scatter, squares, agreeing = fold(second, start)

@@ -44,8 +44,8 @@ def grid(
 
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
-        axes: for each argument its values, as a list or along the leading axis of an array or a pytree of
-            arrays (random keys: `jax.random.split(key, trials)`).
+        axes: for each argument its values, as a list of numbers or keys, or along the leading axis of an
+            array or of all arrays of a pytree (random keys: `jax.random.split(key, trials)`).
         batch_size: trials computed together on a device by `vmap`, at least 1 and no more than its share of
             the grid; 1 runs them one after another. If None,
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many
@@ -61,8 +61,9 @@ def grid(
         The trial's pytree of NumPy arrays, each with one leading axis for each of `axes`, in their order.
 
     Raises:
-        ValueError: an axis is empty, `batch_size` or `memory` is less than 1, or `store` holds chunks of
-            other axes or of a trial with other outputs.
+        ValueError: an axis is empty, holds no arrays or arrays of unequal lengths, there is no axis or no
+            device, `batch_size` or `memory` is less than 1, or `store` holds chunks of other axes or of a
+            trial with other outputs.
 
     Example:
         >>> def trial(tau, key):
@@ -72,12 +73,10 @@ def grid(
         >>> ufm.trials.grid(trial, {"tau": [0.1, 1.0, 10.0], "key": keys}).shape
         (3, 5)
     """
-    axes = {
-        n: np.asarray(values) if type(values) in (list, tuple) else values for n, values in axes.items()
-    }
-    lengths = {name: len(jax.tree.leaves(values)[0]) for name, values in axes.items()}
-    for name, length in lengths.items():
-        _checks.at_least(f"the length of axis '{name}'", length, 1)
+    if not axes:
+        raise ValueError("axes must name an argument of the trial at least.")
+    axes = {name: _values(f"axis '{name}'", values) for name, values in axes.items()}
+    lengths = {name: _length(f"axis '{name}'", values) for name, values in axes.items()}
     indices = np.unravel_index(np.arange(math.prod(lengths.values())), tuple(lengths.values()))
     inputs = {
         name: jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf)[i], values)
@@ -120,12 +119,13 @@ def run(
         The trial's pytree of NumPy arrays, each with the leading axis of `inputs`.
 
     Raises:
-        ValueError: there are no trials, `batch_size` or `memory` is less than 1, or `store` is of other
-            trials.
+        ValueError: there are no trials or no devices, the arrays of `inputs` have unequal lengths,
+            `batch_size` or `memory` is less than 1, or `store` is of other trials.
     """
     devices = jax.devices() if devices is None else list(devices)
-    total = len(jax.tree.leaves(inputs)[0])
-    _checks.at_least("the number of trials", total, 1)
+    if not devices:
+        raise ValueError("devices must be one at least, or None for all.")
+    total = _length("inputs", inputs)
     _checks.at_least("memory", memory, 1)
     if batch_size is None:
         one = jax.tree.map(lambda x: x[0], inputs)
@@ -217,6 +217,42 @@ def _one_after_another(trial: Callable, inputs: Any, count: jax.Array) -> Any:
         return jax.tree.map(lambda whole, x: whole.at[i].set(x), results, outputs)
 
     return jax.lax.fori_loop(0, count, put, results)
+
+
+def _values(what: str, values: Any) -> Any:
+    """The values of an axis as arrays; a list or tuple holds one value after another."""
+    if type(values) not in (list, tuple):
+        return values
+    try:
+        if any(isinstance(x, jax.Array) and _is_key(x) for x in values):
+            return jnp.stack(values)
+        found = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what} must be a list of alike numbers or keys, but is not: {reason}") from None
+    if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.number, np.bool_)):
+        raise ValueError(
+            f"{what} must be a list of alike numbers or keys, but holds others; a list of pytrees is "
+            "stacked first: jax.tree.map(lambda *x: jnp.stack(x), *values)."
+        )
+    return found
+
+
+def _length(what: str, tree: Any) -> int:
+    """The length of the leading axis that all arrays of a pytree share, at least 1."""
+    shapes = [np.shape(x) for x in jax.tree.leaves(tree)]
+    if not shapes or not all(shapes):
+        raise ValueError(
+            f"{what} must hold its values along the leading axis of arrays, but its arrays have the shapes "
+            f"{shapes}."
+        )
+    lengths = {shape[0] for shape in shapes}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            f"the arrays of {what} must have one length, at least 1, but have the lengths "
+            f"{', '.join(str(shape[0]) for shape in shapes)}."
+        )
+    return lengths.pop()
 
 
 def _is_key(x: Any) -> bool:

@@ -2,7 +2,8 @@
 
 NC2 and NC3 are small differences between numbers near one, and NC1 and CDNV divide by squares of small
 numbers. So each metric is evaluated in float64 wherever JAX has it enabled, and returned in the dtype of
-its input.
+W, or of the features where there is no W. Integers and booleans count as JAX's default float, and bfloat16
+and float16 as float32. All arrays may be of NumPy, JAX or PyTorch, or nested lists.
 
 References: Papyan, Han, Donoho, *Prevalence of Neural Collapse during the Terminal Phase of Deep Learning
 Training*, PNAS 2020; Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
@@ -11,16 +12,16 @@ NeurIPS 2021; Galanti, Gyorgy, Hutter, *On the Role of Neural Collapse in Transf
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
 from ufm_jax._products import matmul
 
 
-def nc1(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Array:
+def nc1(features: ArrayLike, labels: ArrayLike, num_classes: int) -> jax.Array:
     """Within-class variability `trace(Sigma_W Sigma_B^+) / K`; 0 when every class has collapsed to a point.
 
     Sigma_W is the mean of `(h_i - mean of its class)(...)^T` over all samples, Sigma_B the mean of
@@ -38,6 +39,7 @@ def nc1(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arra
     Raises:
         ValueError: a class has no sample, a label is out of range or K < 2 (checked outside `jit`).
     """
+    features, labels = labelled(features, labels, num_classes)
     classes = _in_units_of_spread(classes_of(features, labels, num_classes))
     # Sigma_B^+ = K M^+ (M^+)^T for the K x d matrix M of centred class means.
     counts = classes.counts
@@ -48,7 +50,7 @@ def nc1(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arra
     return (jnp.maximum(about_samples - excess, 0) / len(labels)).astype(features.dtype)
 
 
-def nc2(W: chex.Array) -> chex.Array:
+def nc2(W: ArrayLike) -> jax.Array:
     """Distance of W from a simplex ETF, `|| W W^T / ||W W^T||_F - (I - 11^T/K)/sqrt(K-1) ||_F`.
 
     Args:
@@ -60,11 +62,12 @@ def nc2(W: chex.Array) -> chex.Array:
     Raises:
         ValueError: W is not a matrix of at least two rows.
     """
-    wide = scaled(widen(matrix("W", W)))
+    W = classifier(W)
+    wide = scaled(widen(W))
     return distance_to_simplex(matmul(wide, wide.T)).astype(W.dtype)
 
 
-def nc3(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
+def nc3(W: ArrayLike, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Distance from self-duality, `|| W M^T / ||W M^T||_F - (I - 11^T/K)/sqrt(K-1) ||_F`.
 
     M holds the class means of the features, minus the global mean.
@@ -81,13 +84,12 @@ def nc3(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
         ValueError: W is not a matrix of at least two rows, a class has no sample, or a label is out of
             range (checked outside `jit`).
     """
-    classes = classes_of(features, labels, matrix("W", W).shape[0])
+    W = classifier(W)
+    classes = classes_of(*labelled(features, labels, *W.shape), len(W))
     return distance_to_simplex(matmul(scaled(widen(W)), scaled(classes.centred).T)).astype(W.dtype)
 
 
-def nc4(
-    W: chex.Array, features: chex.Array, labels: chex.Array, bias: chex.Array | None = None
-) -> chex.Array:
+def nc4(W: ArrayLike, features: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None) -> jax.Array:
     """Share of samples that the classifier and the nearest class mean decide alike; 1 at collapse.
 
     That is `argmax_k <w_k, h> + b_k = argmin_k ||h - mean of class k||`, the first on a tie; the label of a
@@ -107,12 +109,14 @@ def nc4(
         ValueError: W is not a matrix of at least two rows, a class has no sample, or a label is out of
             range (checked outside `jit`).
     """
-    classes = classes_of(features, labels, matrix("W", W).shape[0])
+    W = classifier(W)
+    features, labels = labelled(features, labels, *W.shape)
+    classes = classes_of(features, labels, len(W))
     agree = decisions(W, features, bias) == nearest(classes.means, widen(features))
     return jnp.where(jnp.all(classes.counts > 0), jnp.mean(agree, dtype=W.dtype), jnp.nan)
 
 
-def cdnv(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Array:
+def cdnv(features: ArrayLike, labels: ArrayLike, num_classes: int) -> jax.Array:
     """Class-distance normalized variance; 0 when every class has collapsed to a point of its own.
 
     The mean over the pairs i != j of `(Var_i + Var_j) / (2 ||mean_i - mean_j||^2)`, Var_i the mean squared
@@ -132,6 +136,7 @@ def cdnv(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arr
 
     Reference: Galanti, Gyorgy, Hutter, *On the Role of Neural Collapse in Transfer Learning*, ICLR 2022.
     """
+    features, labels = labelled(features, labels, num_classes)
     classes = _in_units_of_spread(classes_of(features, labels, num_classes))
     squares = jax.ops.segment_sum(jnp.sum(classes.differences**2, -1), labels, num_classes)
     # About the mean of a class, from about one of its samples.
@@ -139,17 +144,22 @@ def cdnv(features: chex.Array, labels: chex.Array, num_classes: int) -> chex.Arr
     return cdnv_of(classes.centred, variances).astype(features.dtype)
 
 
-def accuracy(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
+def accuracy(W: ArrayLike, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Share of samples whose largest score `<w_k, h>` is the true class's (the first on a tie).
 
     Args:
-        W: classifier rows, (K, d).
+        W: classifier rows, (K, d), K at least 2.
         features: (N, d).
-        labels: classes, integers (N,).
+        labels: classes in 0..K-1, integers (N,).
 
     Returns:
         A scalar in [0, 1] of W's dtype.
+
+    Raises:
+        ValueError: a shape is none of these, or a label is out of range (checked outside `jit`).
     """
+    W = classifier(W)
+    features, labels = labelled(features, labels, *W.shape)
     return jnp.mean(decisions(W, features) == labels, dtype=W.dtype)
 
 
@@ -164,16 +174,29 @@ class Classes(NamedTuple):
         shifts: of each class, the mean of its differences, (K, d).
     """
 
-    counts: chex.Array
-    means: chex.Array
-    centred: chex.Array
-    differences: chex.Array
-    shifts: chex.Array
+    counts: jax.Array
+    means: jax.Array
+    centred: jax.Array
+    differences: jax.Array
+    shifts: jax.Array
 
 
-def classes_of(features: chex.Array, labels: chex.Array, num_classes: int) -> Classes:
-    """The classes of `features` (N, d), after the checks that every metric of them needs."""
-    _checks.row_a_label(features, labels)
+def labelled(
+    features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Features (N, d) in float32 or float64 and labels (N,) in int32, after the checks of both."""
+    _checks.at_least("num_classes", num_classes, 2)
+    features = _checks.real("features", _checks.matrix("features", features, columns=dim))
+    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+
+
+def classifier(W: ArrayLike) -> jax.Array:
+    """W (K, d) in float32 or float64, after its check."""
+    return _checks.real("W", _checks.matrix("W", W, rows=2))
+
+
+def classes_of(features: jax.Array, labels: jax.Array, num_classes: int) -> Classes:
+    """The classes of features (N, d) with labels (N,), of which every class needs one."""
     _checks.every_class_present(labels, num_classes)
     features = widen(features)
     counts = jnp.bincount(labels, length=num_classes).astype(features.dtype)
@@ -196,13 +219,18 @@ def _in_units_of_spread(classes: Classes) -> Classes:
     )
 
 
-def decisions(W: chex.Array, features: chex.Array, bias: chex.Array | None = None) -> chex.Array:
+def decisions(W: jax.Array, features: jax.Array, bias: ArrayLike | None = None) -> jax.Array:
     """The class (N,) of the largest score of each sample (N, d), the first on a tie."""
     scores = matmul(features, W.T)
-    return jnp.argmax(scores if bias is None else scores + bias, axis=-1)
+    if bias is not None:
+        bias = _checks.real("bias", bias)
+        if bias.shape != W.shape[:1]:
+            raise ValueError(f"bias must have an entry a class, {len(W)}, but has shape {bias.shape}.")
+        scores = scores + bias
+    return jnp.argmax(scores, axis=-1)
 
 
-def nearest(means: chex.Array, features: chex.Array) -> chex.Array:
+def nearest(means: jax.Array, features: jax.Array) -> jax.Array:
     """The class (N,) of the mean (K, d) nearest to each sample (N, d)."""
     # ||h - m||^2 = ||h||^2 - 2 (<h, m> - ||m||^2 / 2), about the middle, where it is rounded least.
     middle = jnp.mean(means, 0)
@@ -210,7 +238,7 @@ def nearest(means: chex.Array, features: chex.Array) -> chex.Array:
     return jnp.argmax(matmul(features - middle, means.T) - jnp.sum(means**2, -1) / 2, axis=-1)
 
 
-def cdnv_of(means: chex.Array, variances: chex.Array) -> chex.Array:
+def cdnv_of(means: jax.Array, variances: jax.Array) -> jax.Array:
     """CDNV of classes with these means (K, d) and variances (K,)."""
     num_classes = len(means)
     sums, squares = variances[:, None] + variances, _squared_distances(means)
@@ -222,7 +250,7 @@ def cdnv_of(means: chex.Array, variances: chex.Array) -> chex.Array:
 
 
 @jax.jit
-def _squared_distances(points: chex.Array) -> chex.Array:
+def _squared_distances(points: jax.Array) -> jax.Array:
     """Between all pairs of rows of (K, d), (K, K).
 
     Not by products, which would lose the distance of two close points; and compiled, so that the (K, K, d)
@@ -231,25 +259,18 @@ def _squared_distances(points: chex.Array) -> chex.Array:
     return jnp.sum((points[:, None] - points) ** 2, -1)
 
 
-def widen(x: chex.Array) -> chex.Array:
+def widen(x: jax.Array) -> jax.Array:
     """`x` in float64 where JAX has it enabled."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jax.dtypes.canonicalize_dtype(np.float64)))
 
 
-def scaled(x: chex.Array) -> chex.Array:
+def scaled(x: jax.Array) -> jax.Array:
     """`x` over its largest entry, so that products of tiny entries do not vanish; zeros stay zeros."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
     return x / jnp.where(largest > 0, largest, 1)
 
 
-def matrix(name: str, x: chex.Array) -> chex.Array:
-    """`x`, after the check that it is a matrix of at least two rows."""
-    if x.ndim != 2 or x.shape[0] < 2:
-        raise ValueError(f"{name} must be a matrix of at least two rows, but has shape {x.shape}.")
-    return x
-
-
-def _pseudo_inverse(means: chex.Array, counts: chex.Array) -> chex.Array:
+def _pseudo_inverse(means: jax.Array, counts: jax.Array) -> jax.Array:
     """M^+ (d, K) of the centred class means M (K, d), by `M^+ = M^T (M M^T)^+`.
 
     `counts^T M = 0`, so with u the unit vector along the counts and s > 0, `M^T (M M^T)^+ =
@@ -271,7 +292,7 @@ def _pseudo_inverse(means: chex.Array, counts: chex.Array) -> chex.Array:
     )
 
 
-def _inverse_of_lower(triangle: chex.Array) -> chex.Array:
+def _inverse_of_lower(triangle: jax.Array) -> jax.Array:
     """The inverse of a lower triangular matrix, by blocks.
 
     On CPUs one solve with all columns would wake the threads of BLAS beside those of XLA: ten times slower.
@@ -286,7 +307,7 @@ def _inverse_of_lower(triangle: chex.Array) -> chex.Array:
     return jnp.block([[top, jnp.zeros((half, size - half), triangle.dtype)], [corner, bottom]])
 
 
-def _pseudo_inverse_by_svd(matrix: chex.Array) -> chex.Array:
+def _pseudo_inverse_by_svd(matrix: jax.Array) -> jax.Array:
     """Pseudo-inverse of M (K, d), with the cutoff that SciPy has for its square (d, d)."""
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     cutoff = matrix.shape[1] * jnp.finfo(values.dtype).eps
@@ -295,7 +316,7 @@ def _pseudo_inverse_by_svd(matrix: chex.Array) -> chex.Array:
     return matmul(right.T * inverses, left.T)
 
 
-def distance_to_simplex(gram: chex.Array) -> chex.Array:
+def distance_to_simplex(gram: jax.Array) -> jax.Array:
     """Distance of a matrix (K, K), scaled to unit norm, from `(I - 11^T/K)/sqrt(K-1)`."""
     k = gram.shape[0]
     norm = jnp.linalg.norm(gram)

@@ -11,10 +11,10 @@ Classes*, ICML 2024.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
+from numpy.typing import ArrayLike
 
 from ufm_jax._products import matmul
 from ufm_jax.metrics import collapse
@@ -23,8 +23,7 @@ MAX_STEPS = 20_000
 """Most steps of the search for the distances; random classifiers take hundreds, symmetric ones a few."""
 
 
-@jax.jit  # So that the loop is compiled once for a shape, and not at every call.
-def one_vs_rest_distances(W: chex.Array) -> chex.Array:
+def one_vs_rest_distances(W: ArrayLike) -> jax.Array:
     """Distance of each direction `w_k / ||w_k||` from the convex hull of the others'.
 
     Each is a least-squares problem over the simplex, `min_a ||w_k - sum_{j != k} a_j w_j||`. All are solved
@@ -44,7 +43,12 @@ def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     Reference: Jiang et al., ICML 2024, the one-vs-rest distance; O'Donoghue, Candes, *Adaptive Restart for
     Accelerated Gradient Schemes*, 2015.
     """
-    points = _directions(collapse.widen(collapse.matrix("W", W)))
+    return _one_vs_rest_distances(collapse.classifier(W))
+
+
+@jax.jit  # So that the loop is compiled once for a shape, and not at every call.
+def _one_vs_rest_distances(W: jax.Array) -> jax.Array:
+    points = _directions(collapse.widen(W))
     # Weights sum to one: distances stay as they are, and directions that share much are told apart sooner.
     points = points - jnp.mean(points, 0)
     tolerance = jnp.finfo(points.dtype).eps ** 0.7
@@ -53,17 +57,17 @@ def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     step_size = 1 / jnp.maximum(jnp.max(row_sums), jnp.finfo(points.dtype).tiny)
     itself = jnp.eye(len(points), dtype=bool)
 
-    def residuals(weights: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def residuals(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`x_k = w_k - sum_j a_kj w_j` (K, d), and all `<x_k, w_j>` (K, K)."""
         x = points - matmul(weights, points)
         return x, matmul(x, points.T)
 
-    def project(weights: chex.Array) -> chex.Array:
+    def project(weights: jax.Array) -> jax.Array:
         # Entries one below the largest are projected to 0; so w_k is kept out of its own combination.
         low = jnp.max(weights, -1, keepdims=True) - 2
         return jax.vmap(optax.projections.projection_simplex)(jnp.where(itself, low, weights))
 
-    def is_open(state: _Search) -> chex.Array:
+    def is_open(state: _Search) -> jax.Array:
         return jnp.any(state.gap > tolerance) & (state.steps < MAX_STEPS)
 
     def step(state: _Search) -> _Search:
@@ -75,7 +79,7 @@ def one_vs_rest_distances(W: chex.Array) -> chex.Array:
         ahead = weights + jnp.where(turns, 0, (state.momentum - 1) / momentum) * change
         return _Search(weights, ahead, momentum, gap_of(weights), state.steps + 1)
 
-    def gap_of(weights: chex.Array) -> chex.Array:
+    def gap_of(weights: jax.Array) -> jax.Array:
         """Distance at these weights, minus what `x_k` proves: all of the hull is beyond a hyperplane."""
         x, products = residuals(weights)
         distance = jnp.linalg.norm(x, axis=-1)
@@ -89,7 +93,7 @@ def one_vs_rest_distances(W: chex.Array) -> chex.Array:
     return jnp.linalg.norm(residuals(found.weights)[0], axis=-1).astype(W.dtype)
 
 
-def gnc2(W: chex.Array) -> chex.Array:
+def gnc2(W: ArrayLike) -> jax.Array:
     """The smallest one-vs-rest distance `min_k dist(w_k, conv{w_j: j != k})` of the directions of W.
 
     The largest value that K vectors in d dimensions can have is that of a softmax code: K/(K-1) for
@@ -111,7 +115,7 @@ def gnc2(W: chex.Array) -> chex.Array:
     return jnp.min(one_vs_rest_distances(W))
 
 
-def gnc3(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
+def gnc3(W: ArrayLike, features: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Distance from self-duality, the mean over the classes of `1 - cos(w_k, mean of class k)`.
 
     Unlike in `nc3`, the means are not centred. GNC3 says that it goes to 0.
@@ -130,11 +134,12 @@ def gnc3(W: chex.Array, features: chex.Array, labels: chex.Array) -> chex.Array:
 
     Reference: Jiang et al., ICML 2024, GNC3.
     """
-    classes = collapse.classes_of(features, labels, collapse.matrix("W", W).shape[0])
+    W = collapse.classifier(W)
+    classes = collapse.classes_of(*collapse.labelled(features, labels, *W.shape), len(W))
     return misalignment(collapse.widen(W), classes.means).astype(W.dtype)
 
 
-def misalignment(W: chex.Array, means: chex.Array) -> chex.Array:
+def misalignment(W: jax.Array, means: jax.Array) -> jax.Array:
     """The mean of `1 - cos` between the rows of two matrices (K, d)."""
     ours, theirs = _directions(W), _directions(means)
     # 1 - cos = ||u - v||^2 / 2 for unit vectors: no digits are lost near 0.
@@ -145,14 +150,14 @@ def misalignment(W: chex.Array, means: chex.Array) -> chex.Array:
 class _Search(NamedTuple):
     """Weights of the hulls (K, K), where the next gradient is taken, and what is known of the distances."""
 
-    weights: chex.Array
-    ahead: chex.Array
-    momentum: chex.Array
-    gap: chex.Array
-    steps: chex.Array
+    weights: jax.Array
+    ahead: jax.Array
+    momentum: jax.Array
+    gap: jax.Array
+    steps: jax.Array
 
 
-def _directions(vectors: chex.Array) -> chex.Array:
+def _directions(vectors: jax.Array) -> jax.Array:
     """Rows of length 1; zero rows stay zero."""
     largest = jnp.max(jnp.abs(vectors), -1, keepdims=True)
     vectors = vectors / jnp.where(largest == 0, 1, largest)  # Squares neither overflow nor vanish.

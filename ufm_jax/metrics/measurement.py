@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,26 +110,19 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
     CDNV         0.02778  0            within-class variance over squared distance, by pairs of classes
     (NC2, NC3, NC4, GNC2, GNC3 and accuracy need the classifier W.)
     """
-    features, labels = _floats("features", features, 2), _integers(labels)
-    if len(features) != len(labels):
-        raise ValueError(
-            f"features must have a row a label, but have {len(features)} rows for {len(labels)} labels."
-        )
-    if bias is not None and W is None:
-        raise ValueError("bias needs W, the classifier that it belongs to.")
-    if W is None:
-        num_classes = int(labels.max(initial=0)) + 1
-    else:
-        W = _floats("W", W, 2)
-        num_classes = len(W)
-        if W.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"W must have a column a feature, {features.shape[1]}, but has shape {W.shape}."
-            )
+    features = _finite("features", _checks.matrix("features", features))
+    if W is not None:
+        W = _finite("W", _checks.matrix("W", W, rows=2, columns=features.shape[1]))
     if bias is not None:
-        bias = _floats("bias", bias, 1)
-        if len(bias) != num_classes:
-            raise ValueError(f"bias must have an entry a class, {num_classes}, but has {len(bias)}.")
+        if W is None:
+            raise ValueError("bias needs W, the classifier that it belongs to.")
+        bias = _finite("bias", _checks.array("bias", bias))
+    num_classes = None if W is None else len(W)
+    labels = np.asarray(_checks.class_labels(labels, num_classes, shape=features.shape[:1]))
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1
+        if num_classes == 1:
+            raise ValueError("labels must be of at least two classes, but are all 0.")
     # What depends on values can be checked only outside `jit`.
     _checks.every_class_present(labels, num_classes)
     # On the host, since a TPU has no float64.
@@ -142,12 +134,12 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
 
 @functools.partial(jax.jit, static_argnums=4)
 def _all(
-    features: chex.Array,
-    labels: chex.Array,
-    W: chex.Array | None,
-    bias: chex.Array | None,
+    features: jax.Array,
+    labels: jax.Array,
+    W: jax.Array | None,
+    bias: jax.Array | None,
     num_classes: int,
-) -> dict[str, chex.Array]:
+) -> dict[str, jax.Array]:
     found = {
         "nc1": collapse.nc1(features, labels, num_classes),
         "cdnv": collapse.cdnv(features, labels, num_classes),
@@ -164,40 +156,9 @@ def _all(
     }
 
 
-def _floats(name: str, value: Any, ndim: int) -> np.ndarray:
-    """`value` as a finite float64 array with `ndim` axes."""
-    array = _array(name, value)
-    if array.ndim != ndim or array.size == 0 or array.dtype.kind not in "fiu":
-        kind = {1: "vector", 2: "matrix"}[ndim]
-        raise ValueError(
-            f"{name} must be a non-empty {kind} of real numbers, "
-            f"but has shape {array.shape} and dtype {array.dtype}."
-        )
-    array = array.astype(np.float64)
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} must be finite, but {np.sum(~np.isfinite(array))} entries are not.")
-    return array
-
-
-def _integers(value: Any) -> np.ndarray:
-    labels = _array("labels", value)
-    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
-        raise ValueError(
-            "labels must be a non-empty vector of integers, "
-            f"but have shape {labels.shape} and dtype {labels.dtype}."
-        )
-    return labels.astype(np.int64)
-
-
-def _array(name: str, value: Any) -> np.ndarray:
-    """`value` in NumPy; a tensor of PyTorch is taken off its graph and its device first."""
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # Which NumPy lacks.
-            value = value.float()
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from None
-    # JAX's narrow types are not among NumPy's own kinds of floats.
-    return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
+def _finite(name: str, array: Any) -> np.ndarray:
+    """`array` in NumPy's float64, after the check that it is finite."""
+    found = np.asarray(array).astype(np.float64)
+    if not np.all(np.isfinite(found)):
+        raise ValueError(f"{name} must be finite, but {np.sum(~np.isfinite(found))} entries are not.")
+    return found

@@ -74,6 +74,7 @@ def normalize(rows: jax.Array) -> jax.Array:
         [[0.6 0.8]
          [1.  0. ]]
     """
+    rows = _checks.floating("rows", rows)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(largest == 0, first, rows / _power_of_two(largest))

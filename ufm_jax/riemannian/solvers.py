@@ -4,6 +4,7 @@ Each is a frozen dataclass, equal to another with the same parameters.
 """
 
 from ufm_jax.riemannian.conjugate_gradient import ConjugateGradient
+from ufm_jax.riemannian.from_optax import FromOptax
 from ufm_jax.riemannian.gradient_descent import GradientDescent
 from ufm_jax.riemannian.lbfgs import LBFGS
 from ufm_jax.riemannian.line_search import Adaptive, Backtracking, Found, LineSearch, UnitStep
@@ -13,6 +14,7 @@ from ufm_jax.riemannian.trust_region import InnerStop, TrustRegion
 gradient_descent = GradientDescent
 conjugate_gradient = ConjugateGradient
 lbfgs = LBFGS
+from_optax = FromOptax
 trust_region = TrustRegion
 adaptive = Adaptive
 backtracking = Backtracking
@@ -29,6 +31,7 @@ __all__ = [
     "adaptive",
     "backtracking",
     "conjugate_gradient",
+    "from_optax",
     "gradient_descent",
     "iterate_at",
     "lbfgs",

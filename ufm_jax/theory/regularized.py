@@ -1,0 +1,475 @@
+"""Minima of regularized feature models in closed form.
+
+All are of `mean loss + weight_decay/2 |W|^2 + feature_decay/2 |H|^2` with logits `H W^T`, W (K, d) and H
+(N, d) free, K classes of n samples. The decays lW and lH enter the value through `sqrt(lW lH)` alone: over
+all factorizations `Z = H W^T` the least sum of the decays is `sqrt(lW lH)` times the nuclear norm of Z, so
+each model is a convex problem of Z. The value does not depend on d once it is large enough.
+
+References: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021
+(cross entropy); Guo et al., *Cross Entropy versus Label Smoothing*, arXiv 2402.03979 (its explicit form);
+Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022, and Dang et al., *Neural Collapse in Deep
+Linear Networks*, ICML 2023 (squared error, depth).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ufm_jax import _checks
+from ufm_jax.theory.minima import simplex_etf
+
+_BISECTIONS = 200
+"""Halvings of an interval: more than the digits of a float64 of any size between 1e-30 and 1e30."""
+
+
+def regularized_cross_entropy_minimum(
+    num_classes: int, samples_per_class: int, weight_decay: ArrayLike, feature_decay: ArrayLike
+) -> jax.Array:
+    """Global minimum of the regularized UFM under cross entropy, balanced classes, d >= K - 1.
+
+    With `c = sqrt(n lW lH)` it is `log(1 + (K-1) e^-m) + (K-1) c m`, m the margin of
+    `regularized_margin`. A free bias changes nothing: it is constant there.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        weight_decay: lW, positive.
+        feature_decay: lH, positive.
+
+    Returns:
+        The value, of the shape that the decays broadcast to; log K where they are too large for collapse.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(f"{ufm.theory.regularized_cross_entropy_minimum(10, 5, 1e-3, 1e-3):.4f}")
+        0.1481
+
+    Reference: Zhu et al., NeurIPS 2021; Guo et al., arXiv 2402.03979.
+    """
+    return regularized_label_smoothing_minimum(
+        num_classes, samples_per_class, weight_decay, feature_decay, 0.0
+    )
+
+
+def regularized_label_smoothing_minimum(
+    num_classes: int,
+    samples_per_class: int,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
+    alpha: ArrayLike,
+) -> jax.Array:
+    """Global minimum of the regularized UFM under label smoothing, balanced classes, d >= K - 1.
+
+    With `q = alpha (K-1)/K + (K-1) sqrt(n lW lH)` it is `log(1 + (K-1) e^-m) + q m`, m the margin of
+    `regularized_margin`.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        weight_decay: lW, positive.
+        feature_decay: lH, positive.
+        alpha: smoothing, in [0, 1].
+
+    Returns:
+        The value, of the shape that the numbers broadcast to; log K where the minimum is at zero.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(f"{ufm.theory.regularized_label_smoothing_minimum(10, 5, 1e-3, 1e-3, alpha=0.1):.4f}")
+        0.6109
+
+    Reference: Guo et al., arXiv 2402.03979.
+    """
+    m = regularized_margin(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
+    q = _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
+    return jnp.log1p((num_classes - 1) * jnp.exp(-m)) + q * m
+
+
+def regularized_margin(
+    num_classes: int,
+    samples_per_class: int,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
+    alpha: ArrayLike = 0.0,
+) -> jax.Array:
+    """The margin at the minimum of the regularized UFM: the lead of the true class's logit over all others.
+
+    It is `log((K-1)(1-q)/q)` with `q = alpha (K-1)/K + (K-1) sqrt(n lW lH)` if `q < (K-1)/K`, and 0
+    otherwise, where W = H = 0 is the minimum.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        weight_decay: lW, positive.
+        feature_decay: lH, positive.
+        alpha: label smoothing, in [0, 1]; cross entropy if 0.
+
+    Returns:
+        The margin, at least 0, of the shape that the numbers broadcast to.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(ufm.theory.regularized_margin(10, 5, weight_decay=1.0, feature_decay=1.0))
+        0.0
+    """
+    q = _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
+    limit = (num_classes - 1) / num_classes
+    # Where q >= limit the margin is 0, and its derivative too.
+    inside = jnp.where(q < limit, q, limit)
+    return jnp.where(q < limit, jnp.log((num_classes - 1) * (1 - inside) / inside), 0)
+
+
+def regularized_minimizer(
+    num_classes: int,
+    samples_per_class: int,
+    dim: int,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
+    alpha: ArrayLike = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """A minimizer of the regularized UFM under cross entropy or label smoothing: a neural collapse.
+
+    W is a simplex ETF with `|W|^2 = (K-1) sqrt(n lH/lW) m`, and `h_i = sqrt(lW/(n lH)) w_{y_i}`, samples
+    ordered by class. All others are rotations of it.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 1.
+        dim: d, at least K - 1.
+        weight_decay: lW, positive.
+        feature_decay: lH, positive.
+        alpha: label smoothing, in [0, 1]; cross entropy if 0.
+
+    Returns:
+        W (K, d) and H (nK, d).
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> W, H = ufm.theory.regularized_minimizer(3, 2, dim=4, weight_decay=1e-2, feature_decay=1e-2)
+        >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), 3, weight_decay=1e-2, feature_decay=1e-2)
+        >>> value = ufm.theory.regularized_cross_entropy_minimum(3, 2, 1e-2, 1e-2)
+        >>> print(f"{problem.cost(ufm.Point(W, H)) - value:.0e}".replace("-", ""))
+        0e+00
+    """
+    m = regularized_margin(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
+    ratio = jnp.sqrt(samples_per_class * jnp.asarray(feature_decay) / weight_decay)
+    W = jnp.sqrt((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim)
+    return W, jnp.repeat(W / ratio, samples_per_class, axis=0)
+
+
+def regularized_squared_error_minimum(
+    targets: ArrayLike,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
+    bias: bool = False,
+    dim: int | None = None,
+) -> jax.Array:
+    """Global minimum of the regularized UFM under squared error, `|H W^T (+ b) - Y|^2 / (2N) + decays`.
+
+    With `lam = sqrt(lW lH)` and s_j the singular values of Y (N, K), of Y minus the means of its columns
+    where a bias is free, it is the sum over j of `lam s_j - N lam^2/2` where `s_j > N lam`, and of
+    `s_j^2/(2N)` elsewhere. Any targets: unbalanced classes, several labels, soft ones.
+
+    Args:
+        targets: Y, (N, K).
+        weight_decay: lW, a positive scalar.
+        feature_decay: lH, a positive scalar.
+        bias: whether a free bias b, without decay, is added to the logits.
+        dim: d, at least 1: no more than d singular values are fitted; None for as many as there are.
+
+    Returns:
+        The value, a scalar.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> targets = jnp.repeat(jnp.eye(3), 4, axis=0)
+        >>> print(f"{ufm.theory.regularized_squared_error_minimum(targets, 0.01, 0.01):.4f}")
+        0.0582
+
+    Reference: Tirer, Bruna, ICML 2022; Zhou et al., ICML 2022; Dang et al., ICML 2023.
+    """
+    values, _ = _singular_values(targets, bias)
+    lam, count = _rate(weight_decay, feature_decay), len(jnp.asarray(targets))
+    fitted = (values > count * lam) & _first(values, dim)
+    return jnp.sum(jnp.where(fitted, lam * values - count * lam**2 / 2, values**2 / (2 * count)))
+
+
+def regularized_squared_error_minimizer(
+    targets: ArrayLike,
+    dim: int,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
+    bias: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A minimizer of the regularized UFM under squared error.
+
+    `H W^T` is Y, or Y minus the means of its columns, with its singular values lowered by
+    `N sqrt(lW lH)`, and those below it at zero. For one-hot targets without a bias the rows of W are
+    orthogonal with `|w_k|^2 = max(sqrt(n_k lH/lW) - N lH, 0)`: small classes vanish first.
+
+    Args:
+        targets: Y, (N, K).
+        dim: d, at least 1.
+        weight_decay: lW, a positive scalar.
+        feature_decay: lH, a positive scalar.
+        bias: whether a free bias is added to the logits.
+
+    Returns:
+        W (K, d), H (N, d) and b (K,), which is zero without a bias.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> targets = jnp.repeat(jnp.eye(2), jnp.array([9, 1]), axis=0)
+        >>> W, *_ = ufm.theory.regularized_squared_error_minimizer(targets, 2, 0.1, 0.1)
+        >>> print(jnp.sum(W**2, axis=1).round(3))
+        [2. 0.]
+
+    Reference: Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced Learning*, ICML 2024.
+    """
+    _checks.at_least("dim", dim, 1)
+    values, (left, right, means) = _singular_values(targets, bias)
+    lam, count = _rate(weight_decay, feature_decay), len(left)
+    lowered = jnp.where(_first(values, dim), jnp.maximum(values - count * lam, 0), 0)
+    balance = (jnp.asarray(feature_decay) / weight_decay) ** 0.25
+    columns = min(dim, len(values))
+    room = ((0, 0), (0, dim - columns))
+    W = jnp.pad(balance * (right * jnp.sqrt(lowered))[:, :columns], room)
+    H = jnp.pad((left * jnp.sqrt(lowered))[:, :columns] / balance, room)
+    return W, H, means
+
+
+def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = False) -> jax.Array:
+    """Global minimum of a deep linear model under squared error, `|H W_1 ... - Y|^2 / (2N) + decays/2`.
+
+    The logits are the product of L factors, the features first, each with a decay of its own and of inner
+    dimensions that do not limit the rank. Each singular value s of Y adds the minimum over x in [0, s] of
+    `(s - x)^2/(2N) + L/2 (product of the decays)^(1/L) x^(2/L)`. With L = 2 it is
+    `regularized_squared_error_minimum`; beyond, a value is fitted nearly or not at all.
+
+    Args:
+        targets: Y, (N, K).
+        decays: positive, (L,), one for each factor, L at least 2.
+        bias: whether a free bias, without decay, is added to the logits.
+
+    Returns:
+        The value, a scalar.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> targets = jnp.repeat(jnp.eye(3), 4, axis=0)
+        >>> print(f"{ufm.theory.deep_linear_minimum(targets, [1e-3, 1e-3, 1e-3]):.4f}")
+        0.0072
+
+    Reference: Dang et al., *Neural Collapse in Deep Linear Networks*, ICML 2023.
+    """
+    values, _ = _singular_values(targets, bias)
+    decays, count = jnp.asarray(decays, values.dtype), len(jnp.asarray(targets))
+    if decays.ndim != 1 or len(decays) < 2:
+        raise ValueError(
+            f"decays must be a vector of one for each of at least 2 factors, but has shape {decays.shape}."
+        )
+    _checks.positive("decays", decays)
+    depth = len(decays)
+    rate = jnp.exp(jnp.mean(jnp.log(decays)))
+    # With x = u^L the slope vanishes at u = 0 and where u^(L-2) (s - u^L) = N rate. The larger root of
+    # that, right of the top of the left side, is the only other minimum.
+    top = (values * (depth - 2) / (2 * depth - 2)) ** (1 / depth)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        before = middle ** (depth - 2) * (values - middle**depth) > count * rate
+        return jnp.where(before, middle, low), jnp.where(before, high, middle)
+
+    root, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (top, values ** (1 / depth)))
+    at_root = (values - root**depth) ** 2 / (2 * count) + depth / 2 * rate * root**2
+    return jnp.sum(jnp.minimum(at_root, values**2 / (2 * count)))
+
+
+def nonnegative_cross_entropy_minimum(
+    class_sizes: ArrayLike, weight_decay: ArrayLike, feature_decay: ArrayLike
+) -> jax.Array:
+    """Global minimum of the regularized UFM under cross entropy with features >= 0, d >= K.
+
+    Class sizes are any. With `t_k = N sqrt((K-1) lW lH / (K n_k))` and the margin
+    `m_k = log((K-1)(1-t_k)/t_k)` if `t_k < (K-1)/K`, else 0, it is the sum over the classes of
+    `n_k/N log(1 + (K-1) e^-m_k) + sqrt(lW lH n_k (K-1)/K) m_k`. The class means are orthogonal there.
+
+    Args:
+        class_sizes: n_k, positive, (K,), at least two.
+        weight_decay: lW, a positive scalar.
+        feature_decay: lH, a positive scalar.
+
+    Returns:
+        The value, a scalar.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(f"{ufm.theory.nonnegative_cross_entropy_minimum([20, 5, 2], 1e-3, 1e-3):.4f}")
+        0.0643
+
+    Reference: Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced Learning with Unconstrained
+    ReLU Features Model*, ICML 2024.
+    """
+    lam = _rate(weight_decay, feature_decay)
+    sizes = jnp.asarray(class_sizes, lam.dtype)
+    if sizes.ndim != 1 or len(sizes) < 2:
+        raise ValueError(f"class_sizes must be a vector of at least two, but has shape {sizes.shape}.")
+    _checks.positive("class_sizes", class_sizes)
+    k, total = len(sizes), jnp.sum(sizes)
+    limit = (k - 1) / k
+    t = total * lam * jnp.sqrt(limit / sizes)
+    inside = jnp.where(t < limit, t, limit)
+    m = jnp.where(t < limit, jnp.log((k - 1) * (1 - inside) / inside), 0)
+    losses = sizes / total * jnp.log1p((k - 1) * jnp.exp(-m))
+    return jnp.sum(losses + lam * jnp.sqrt(limit * sizes) * m)
+
+
+def layer_peeled_minimum(
+    num_classes: int, weight_energy: ArrayLike, feature_energy: ArrayLike
+) -> jax.Array:
+    """Global minimum of the layer-peeled model, balanced classes, d >= K - 1.
+
+    Cross entropy under `mean |w_k|^2 <= E_W` and `mean |h_i|^2 <= E_H`: the normalized UFM's minimum at
+    `tau = sqrt(E_W E_H)`.
+
+    Args:
+        num_classes: K, at least 2.
+        weight_energy: E_W, positive.
+        feature_energy: E_H, positive.
+
+    Returns:
+        `log(1 + (K-1) exp(-K tau/(K-1)))`, of the shape that the energies broadcast to.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(f"{ufm.theory.layer_peeled_minimum(10, 4.0, 1.0):.4f}")
+        0.6837
+
+    Reference: Fang et al., *Exploring Deep Neural Networks via Layer-Peeled Model*, PNAS 2021.
+    """
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.positive("weight_energy", weight_energy)
+    _checks.positive("feature_energy", feature_energy)
+    tau = jnp.sqrt(jnp.asarray(weight_energy) * jnp.asarray(feature_energy))
+    return jnp.log1p((num_classes - 1) * jnp.exp(-num_classes * tau / (num_classes - 1)))
+
+
+def minority_collapse_threshold(
+    num_samples: int, weight_decay: ArrayLike, feature_decay: ArrayLike
+) -> jax.Array | float:
+    """The largest size of a class that collapses onto other small ones: `N^2 lW lH`, under cross entropy.
+
+    Classes of n_B samples, beside larger ones, share one direction of W at the minimum of the regularized
+    UFM if and only if n_B is at most this.
+
+    Args:
+        num_samples: N, of all classes together, at least 1.
+        weight_decay: lW, positive.
+        feature_decay: lH, positive.
+
+    Returns:
+        The threshold in samples, a float.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> print(f"{ufm.theory.minority_collapse_threshold(100, 0.02, 0.02):.1f}")
+        4.0
+
+    Reference: Fang et al., PNAS 2021; Hong, Ling, *Neural Collapse for Unconstrained Feature Model under
+    Cross-entropy Loss with Imbalanced Data*, JMLR 2024.
+    """
+    _checks.at_least("num_samples", num_samples, 1)
+    return (
+        num_samples**2 * _positive("weight_decay", weight_decay) * _positive("feature_decay", feature_decay)
+    )
+
+
+def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
+    """The simplex ETF of unit rows nearest to given rows, in the Frobenius norm.
+
+    With `U S V^T` the singular value decomposition of `Y^T (I - 11^T/K)` it is the frame whose transpose is
+    `sqrt(K/(K-1)) U V^T (I - 11^T/K)`: the polar factor of the centred rows.
+
+    Args:
+        rows: Y, (K, d), d at least K - 1, whose centred rows have rank K - 1.
+
+    Returns:
+        The frame, (K, d).
+
+    Raises:
+        ValueError: the rows are not a matrix, or d < K - 1.
+
+    Example:
+        >>> frame = ufm.theory.nearest_simplex_etf(jnp.array([[2.0, 0.1], [-1.0, 1.0], [-1.0, -1.0]]))
+        >>> print((frame @ frame.T).round(2))
+        [[ 1.  -0.5 -0.5]
+         [-0.5  1.  -0.5]
+         [-0.5 -0.5  1. ]]
+
+    Reference: Markou, Ajanthan, Gould, *Guiding Neural Collapse*, NeurIPS 2024.
+    """
+    rows = jnp.asarray(rows)
+    if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < len(rows) - 1:
+        raise ValueError(f"rows must be (K, d), d at least K - 1 and K at least 2, but are {rows.shape}.")
+    k = len(rows)
+    left, _, right = jnp.linalg.svd(rows - jnp.mean(rows, 0), full_matrices=False)
+    rank = k - 1  # The last singular value is zero: its vectors are arbitrary.
+    return jnp.sqrt(k / (k - 1)) * left[:, :rank] @ right[:rank]
+
+
+def _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha) -> jax.Array:
+    """What the decays and the smoothing charge for a unit of margin, after the checks of all arguments."""
+    _checks.at_least("num_classes", num_classes, 2)
+    _checks.at_least("samples_per_class", samples_per_class, 1)
+    _checks.within("alpha", alpha, 0, 1)
+    c = jnp.sqrt(samples_per_class) * _rate(weight_decay, feature_decay)
+    return (num_classes - 1) * (jnp.asarray(alpha) / num_classes + c)
+
+
+def _positive(name: str, value: ArrayLike) -> jax.Array:
+    _checks.positive(name, value)
+    return jnp.asarray(value)
+
+
+def _rate(weight_decay: ArrayLike, feature_decay: ArrayLike) -> jax.Array:
+    """`sqrt(lW lH)`."""
+    lW, lH = _positive("weight_decay", weight_decay), _positive("feature_decay", feature_decay)
+    return jnp.sqrt(1.0 * lW) * jnp.sqrt(1.0 * lH)
+
+
+def _singular_values(
+    targets: ArrayLike, bias: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Of the targets, or of the targets minus their column means; vectors (N, r), (K, r), and the means."""
+    Y = jnp.asarray(targets)
+    if Y.ndim != 2 or not np.issubdtype(Y.dtype, np.floating):
+        raise ValueError(f"targets must be floating, (N, K), but are {Y.shape} {Y.dtype}.")
+    means = jnp.mean(Y, 0) if bias else jnp.zeros_like(Y[0])
+    left, values, right = jnp.linalg.svd(Y - means, full_matrices=False)
+    return values, (left, right.T, means)
+
+
+def _first(values: jax.Array, dim: int | None) -> jax.Array:
+    return jnp.arange(len(values)) < (len(values) if dim is None else dim)
