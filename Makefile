@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks notebooks report record test test-slow cluster-test lint format docs dist
+.PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist
 .PHONY: clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
@@ -68,6 +68,9 @@ test: $(READY)  ## Tests without the slow ones (7 min)
 test-slow: $(READY)  ## The slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-versions:  ## The tests on every supported Python that is installed, with oldest and newest dependencies (30 min)
+	@python3 tests/versions.py $(ARGS)
+
 cluster-test: $(READY)  ## Two processes of four devices each on this machine, and one of them killed (3 min)
 	$(BIN)/python -m pytest -m slow tests/test_processes.py $(ARGS)
 
@@ -92,7 +95,7 @@ dist: $(READY)  ## Wheel and sdist in dist/, checked for PyPI (30 s)
 	$(BIN)/twine check --strict dist/*
 
 clean:  ## Remove the environment and caches, keep results
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Ready means: a Python that still runs, and every package of these two files installed.
 $(READY): pyproject.toml constraints.txt
