@@ -12,7 +12,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist
+.PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
 
@@ -93,6 +93,9 @@ dist: $(READY)  ## Wheel and sdist in dist/, checked for PyPI (30 s)
 	rm -rf build dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+address:  ## Write the repository's owner into all files that name it: make address OWNER=name
+	@python3 docs/address.py $(OWNER)
 
 clean:  ## Remove the environment and caches, keep results
 	rm -rf $(VENV) .venv-3.* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

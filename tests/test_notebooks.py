@@ -3,9 +3,11 @@
 import base64
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -83,15 +85,31 @@ def test_the_notebooks_say_where_their_outputs_come_from(name):
     assert "two CPU cores" in execute.read(name).cells[0].source
 
 
-def test_everything_names_one_address_of_the_repository():
-    readme = (ROOT / "README.md").read_text()
+@pytest.fixture(scope="module")
+def address():
+    """The module docs/address.py, which no package holds."""
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "address.py")))
+
+
+def test_everything_names_one_owner(address):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    owner = re.fullmatch(r"https://github\.com/([\w-]+)/ufm-jax", project["urls"]["Repository"])[1]
+    for file in address.FILES:
+        assert address.owned(file.read_text(), owner) == file.read_text(), "run `make address OWNER=name`"
     for name in execute.NAMES:
-        (address,) = re.findall(
-            r'^REPOSITORY = "https://github\.com/(\S+)"', code(name)["parameters"].source, re.M
-        )
-        assert (
-            f"https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}.ipynb" in readme
-        )
+        source = code(name)["parameters"].source
+        assert f'\nREPOSITORY = "https://github.com/{owner}/ufm-jax"' in source
+
+
+def test_badges_are_shown_once_there_is_an_owner(address):
+    readme = address.owned((ROOT / "README.md").read_text(), "OWNER")
+    assert "badge" not in readme.replace("a badge beside each", "")
+    for owner in ("someone", "some-one-else"):
+        owned = address.owned(readme, owner)
+        for name in execute.NAMES:
+            assert f"/github/{owner}/ufm-jax/blob/main/notebooks/{name}.ipynb" in owned
+        assert owned.count("![Open in Colab]") == 2
+        assert address.owned(owned, "OWNER") == readme
 
 
 def install(name="ufm_on_tpu"):

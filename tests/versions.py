@@ -3,7 +3,7 @@
     python tests/versions.py                                  # all of them
     python tests/versions.py --python 3.11 tests/test_losses.py
 
-The first Python gets the oldest versions of what pyproject.toml names, the others the newest there are. Each
+The first Python gets the oldest versions that pyproject.toml names, the others the newest there are. Each
 has an environment of its own in .venv-VERSION. What is not installed is skipped.
 """
 
