@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 ARGS ?=
 UFM_FIGURES := fig3 fig5 fig5-lbfgs fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 LANDSCAPE := landscape landscape-window landscape-conditions focal-map softmax-codes
+RATES := rates temperature metric class-sizes
 NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
-.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS)
+.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
@@ -37,6 +38,10 @@ landscape-window: $(READY)  ## The loss on planes through a saddle, and the ways
 landscape-conditions: $(READY)  ## Spurious minima, where the theorem's conditions end (90 s)
 focal-map: $(READY)  ## Where collapse is proved optimal for the focal loss (30 s)
 softmax-codes: $(READY)  ## More classes than dimensions: minima against packings (2 min)
+rates: $(READY)  ## Local rates of collapse, measured and predicted (30 s)
+temperature: $(READY)  ## The best temperature, measured and predicted (60 s)
+metric: $(READY)  ## Figures 5, 7, 8 in two metrics and over decays (2 min)
+class-sizes: $(READY)  ## Which metric to use for classes of unequal sizes (20 s)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
@@ -46,7 +51,7 @@ bench: bench-solvers bench-networks  ## Speed: the two below, then steps against
 bench-solvers: $(READY)  ## Time to a solution, beside optax, pymanopt and GeoJAX (8 min)
 bench-networks: $(READY)  ## Speed of training networks, against PyTorch if it is there (3 min)
 
-$(UFM_FIGURES) $(LANDSCAPE) $(NETWORKS) $(OTHERS):
+$(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)

@@ -81,7 +81,7 @@ def _claims_at(config: Config, data: Data, architecture: str, tau: float) -> lis
 
 def plot(config: Config, data: Data) -> Figure:
     count = len(config.architecture)
-    figure = Figure(figsize=(7.5, 0.6 + 2.6 * count))
+    figure = Figure(figsize=(7.5 if len(config.tau) == 1 else 9, 0.6 + 2.6 * count))
     for row, architecture in zip(
         figure.subplots(count, 2, squeeze=False), config.architecture, strict=True
     ):
@@ -92,7 +92,11 @@ def plot(config: Config, data: Data) -> Figure:
         title = comparison.TITLES[architecture]
         row[0].set(title=title, xlabel="epoch", ylabel="training accuracy", ylim=(-0.03, 1.05))
         row[1].set(title=title, xlabel="epoch", ylabel=r"$\mathcal{NC}_1$", yscale="log")
-        row[0].legend(loc="lower right")
+        if len(config.tau) == 1:
+            row[0].legend(loc="lower right")
+    if len(config.tau) > 1:
+        # Curves of many temperatures leave no corner free.
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     tau = rf"$\tau={config.tau[0]:g}$, " if len(config.tau) == 1 else ""
     figure.supxlabel(tau + comparison.caption(config), fontsize=8)
     return figure
@@ -109,7 +113,8 @@ def _curves(config: Config, architecture: str) -> list[tuple[str, dict[str, Any]
         )
         for tau, color in zip(config.tau, colors, strict=True)
     ]
-    return [*found, (f"regularized_{architecture}", {"color": "C1", "label": "regularized"})]
+    regularized = {"color": "C1"} if one else {"color": "black", "linestyle": "--"}
+    return [*found, (f"regularized_{architecture}", {**regularized, "label": "regularized"})]
 
 
 EXPERIMENT = Experiment(

@@ -9,7 +9,6 @@ minimal filtering where it applies and the images are not small, otherwise by im
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,11 +29,11 @@ _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
-Grid = list[list[chex.Array]]
+Grid = list[list[jax.Array]]
 """A small matrix of arrays: each holds what stands at one place of every tile, or of every kernel."""
 
 
-def convolve(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The convolution with zero padding `S // 2` on every side, in the dtype of `x`.
 
     Args:
@@ -74,7 +73,7 @@ def convolve(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
     return _im2col(x_wide, kernel_wide, stride).astype(x.dtype)
 
 
-def _im2col(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
+def _im2col(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """`convolve` as one product: of a matrix whose rows hold all that a place sees, by the kernel."""
     size, _, channels, outputs = kernel.shape
     margin = size // 2
@@ -82,7 +81,7 @@ def _im2col(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
     down, right = (slice(0, stride * (n - 1) + 1, stride) for n in (height, width))
 
     @jax.checkpoint  # Gradients put together again what each place sees: faster than to read it.
-    def of_part(images: chex.Array) -> chex.Array:
+    def of_part(images: jax.Array) -> jax.Array:
         padded = jnp.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
         seen = [padded[:, i:, j:][:, down, right] for i in range(size) for j in range(size)]
         y = jnp.matmul(_flat(jnp.concatenate(seen, -1)), kernel.reshape(-1, outputs))
@@ -92,16 +91,16 @@ def _im2col(x: chex.Array, kernel: chex.Array, stride: int) -> chex.Array:
 
 
 @jax.custom_vjp
-def _winograd(x: chex.Array, kernel: chex.Array) -> chex.Array:
+def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`convolve` with a 3x3 kernel at stride 1, by minimal filtering; without forward-mode derivatives."""
     return _filter(x, _both_sides(_G, [list(row) for row in kernel]))
 
 
-def _forward(x: chex.Array, kernel: chex.Array) -> tuple[chex.Array, Any]:
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
     return _winograd(x, kernel), (x, kernel)
 
 
-def _backward(saved: Any, g: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """By the images, `g` filtered by the kernel turned half round; by the kernel, see below."""
     x, kernel = saved
     turned = _both_sides(_G, [list(row[::-1]) for row in kernel[::-1]])
@@ -111,11 +110,11 @@ def _backward(saved: Any, g: chex.Array) -> tuple[chex.Array, chex.Array]:
 _winograd.defvjp(_forward, _backward)
 
 
-def _filter(x: chex.Array, filters: Grid) -> chex.Array:
+def _filter(x: jax.Array, filters: Grid) -> jax.Array:
     """A^T [U * (B^T X B)] A, of the transformed kernel U = G k G^T: 4 by 4 matrices (C, C')."""
     height, width = x.shape[1:3]
 
-    def of_part(images: chex.Array) -> chex.Array:
+    def of_part(images: jax.Array) -> jax.Array:
         inputs = _both_sides(_B.T, _inputs_of_tiles(images))
         tiles = inputs[0][0].shape[:3]
         products = jax.tree.map(lambda v, u: jnp.matmul(_flat(v), u).reshape(*tiles, -1), inputs, filters)
@@ -124,10 +123,10 @@ def _filter(x: chex.Array, filters: Grid) -> chex.Array:
     return _in_parts(of_part, x, _AT_ONCE // (4 * x[0].size))
 
 
-def _gradient_by_kernel(x: chex.Array, g: chex.Array) -> chex.Array:
+def _gradient_by_kernel(x: jax.Array, g: jax.Array) -> jax.Array:
     """G^T [sum over images and tiles of (B^T X B) (A g A^T)] G: (3, 3, C, C')."""
 
-    def add(total: Grid, part: tuple[chex.Array, chex.Array]) -> tuple[Grid, None]:
+    def add(total: Grid, part: tuple[jax.Array, jax.Array]) -> tuple[Grid, None]:
         images, slopes = part
         inputs = _both_sides(_B.T, _inputs_of_tiles(images))
         outputs = _both_sides(_A, _outputs_of_tiles(slopes))
@@ -144,7 +143,7 @@ def _both_sides(matrix: np.ndarray, grid: Grid) -> Grid:
     """M P M^T for a matrix of numbers M and a matrix of arrays P; zeros of M cost nothing."""
     arrays = [array for row in grid for array in row]
 
-    def combination(weights: np.ndarray) -> chex.Array:
+    def combination(weights: np.ndarray) -> jax.Array:
         terms = [
             array if weight == 1 else -array if weight == -1 else weight * array
             for weight, array in zip(weights.ravel().tolist(), arrays, strict=True)
@@ -155,32 +154,32 @@ def _both_sides(matrix: np.ndarray, grid: Grid) -> Grid:
     return [[combination(np.outer(left, right)) for right in matrix] for left in matrix]
 
 
-def _inputs_of_tiles(images: chex.Array) -> Grid:
+def _inputs_of_tiles(images: jax.Array) -> Grid:
     """The 4x4 places that the 2x2 outputs of a tile see: 4 by 4 arrays (B, ceil(H / 2), ceil(W / 2), C)."""
     height, width = (n + n % 2 for n in images.shape[1:3])
     padded = jnp.pad(images, [(0, 0), *((1, 1 + n % 2) for n in images.shape[1:3]), (0, 0)])
     return [[padded[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for j in range(4)] for i in range(4)]
 
 
-def _outputs_of_tiles(images: chex.Array) -> Grid:
+def _outputs_of_tiles(images: jax.Array) -> Grid:
     """The 2x2 places of every tile: 2 by 2 arrays (B, ceil(H / 2), ceil(W / 2), C)."""
     padded = jnp.pad(images, [(0, 0), *((0, n % 2) for n in images.shape[1:3]), (0, 0)])
     return [[padded[:, i::2, j::2] for j in range(2)] for i in range(2)]
 
 
-def _image_of_tiles(grid: Grid) -> chex.Array:
+def _image_of_tiles(grid: Grid) -> jax.Array:
     """The inverse of `_outputs_of_tiles`, for even height and width."""
     tiles = jnp.stack([jnp.stack(row, 3) for row in grid], 2)
     batch, h, _, w, _, channels = tiles.shape
     return tiles.reshape(batch, 2 * h, 2 * w, channels)
 
 
-def _flat(images: chex.Array) -> chex.Array:
+def _flat(images: jax.Array) -> jax.Array:
     """(N, C): gradients of products of matrices are much faster than of products of whole images."""
     return images.reshape(-1, images.shape[-1])
 
 
-def _in_parts(function: Callable[[chex.Array], chex.Array], x: chex.Array, few: int) -> chex.Array:
+def _in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, few: int) -> jax.Array:
     """`function` of the images `x`, at most `few` of them at a time.
 
     With `ufm_jax._blocks.over_blocks`, which also goes through samples by blocks but leaves a smaller last
@@ -192,7 +191,7 @@ def _in_parts(function: Callable[[chex.Array], chex.Array], x: chex.Array, few: 
     return y.reshape(-1, *y.shape[2:])[: len(x)]
 
 
-def _parts(x: chex.Array, few: int) -> chex.Array:
+def _parts(x: jax.Array, few: int) -> jax.Array:
     """`x` in equal parts of at most `few` images, and at least one; zeros fill the last."""
     count = -(-len(x) // max(few, 1))
     few = -(-len(x) // count)

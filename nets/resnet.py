@@ -15,10 +15,10 @@ paper's reference [4].
 
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from nets.convolution import convolve
 from ufm_jax import _checks
@@ -41,7 +41,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(initialize(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.stride = stride
 
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return convolve(x, self.kernel[...], self.stride)
 
 
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def __call__(self, x: chex.Array, training: bool | None = None) -> chex.Array:
+    def __call__(self, x: jax.Array, training: bool | None = None) -> jax.Array:
         wide = x.astype(jnp.float32)
         training = not self.use_running_average if training is None else training
         if not training:
@@ -85,18 +85,18 @@ class BatchNorm(nnx.Module):
             self._move(jnp.mean(means, 0), jnp.mean(variances, 0))
         return y.astype(x.dtype)
 
-    def _normalized(self, x: chex.Array, mean: chex.Array, variance: chex.Array) -> chex.Array:
+    def _normalized(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         slope = self.scale[...] * jax.lax.rsqrt(variance + self.epsilon)
         return x * slope + (self.bias[...] - mean * slope)
 
-    def _normalized_by_its_own(self, x: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    def _normalized_by_its_own(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The normalized images, their mean, and their unbiased variance."""
         axes = tuple(range(x.ndim - 1))
         mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
         count = x.size // x.shape[-1]
         return self._normalized(x, mean, variance), mean, variance * (count / max(count - 1, 1))
 
-    def _move(self, mean: chex.Array, variance: chex.Array) -> None:
+    def _move(self, mean: jax.Array, variance: jax.Array) -> None:
         self.mean[...] += self.momentum * (mean - self.mean[...])
         self.variance[...] += self.momentum * (variance - self.variance[...])
 
@@ -115,7 +115,7 @@ class Block(nnx.Module):
         self.shortcut = Conv(inputs, outputs, 1, stride, rngs=rngs) if changes_shape else None
         self.shortcut_norm = BatchNorm(outputs, parts) if changes_shape else None
 
-    def __call__(self, x: chex.Array, training: bool | None = None) -> chex.Array:
+    def __call__(self, x: jax.Array, training: bool | None = None) -> jax.Array:
         y = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(nnx.relu(y) if i > 0 else y), training)
@@ -179,10 +179,10 @@ class ResNet(nnx.Module):
         width: int = 64,
         channels: int = 3,
         head: Head = "normalized",
-        tau: chex.Numeric = 1.0,
+        tau: ArrayLike = 1.0,
         bias: bool = False,
         batch_parts: int = 1,
-        dtype: chex.ArrayDType = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Draws the parameters from `rngs`.
@@ -236,7 +236,7 @@ class ResNet(nnx.Module):
         self.bias = nnx.Param(offsets) if bias else None
         self.tau = Temperature(jnp.asarray(tau, jnp.float32)) if head == "normalized" else None
 
-    def __call__(self, images: chex.Array, training: bool | None = None) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, images: jax.Array, training: bool | None = None) -> tuple[jax.Array, jax.Array]:
         """Classifies `images`.
 
         Args:

@@ -65,6 +65,13 @@ SMALL = {
     "landscape-conditions": ["--num_classes", "3", "--dim", "3", "--tau", "1", "--trials", "2"],
     "softmax-codes": ["--num_classes", "4", "5", "--dim", "2", "3", "--tau", "1", "32", "--trials", "2"],
     "focal-map": ["--num_classes", "4", "--resolution", "5", "--tau", "1", "--trials", "2"],
+    "rates": ["--num_classes", "4", "--samples_per_class", "2", "--steps", "600"],
+    "temperature": ["--num_classes", "4", "--dim", "6", "--tau", "0.5", "1", "2", "--trials", "1"],
+    "metric": [
+        *["--num_classes", "4", "--samples_per_class", "3", "--dim", "6", "--trials", "1", "--steps", "20"],
+        *["--decay", "1e-2", "1e-4", "--local_decay", "1e-2", "1e-4", "1e-6"],
+    ],
+    "class-sizes": ["--samples_per_class", "4", "2", "1", "--dim", "4", "--trials", "1", "--steps", "500"],
     "fig9": ["--tau", "0.5", "5", *_SIZES, "--steps", "12"],
     "large": ["--num_classes", "4", "--samples_per_class", "6", "--dim", "5", "--block_size", "5"],
 }
@@ -82,10 +89,13 @@ SLOW = (
     "fig10",
     "fig11",
     "fig13",
+    "class-sizes",
     "landscape",
     "large",
+    "metric",
     "softmax-codes",
     "table2",
+    "temperature",
 )
 """Experiments whose smallest run is long, or differs from another one only in a solver or a loss."""
 

@@ -204,6 +204,7 @@ TAKERS = {
     "cross_entropy": lambda y: losses.cross_entropy(SCORES, y),
     "focal": lambda y: losses.focal(SCORES, y),
     "label_smoothing": lambda y: losses.label_smoothing(SCORES, y),
+    "squared_error": lambda y: losses.squared_error(SCORES, y),
     "normalized": lambda y: ufm.normalized(y, K).cost(ufm.Point(FRAME, FEATURES)),
     "regularized": lambda y: ufm.regularized(y, K).cost(ufm.Point(FRAME, FEATURES)),
     "contrastive": lambda y: ufm.contrastive(y, K).cost(ufm.Point(None, FEATURES)),

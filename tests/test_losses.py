@@ -24,11 +24,13 @@ def reference(name, logits, labels):
         return -true
     if name == "focal":
         return -((1 - np.exp(true)) ** 3.0) * true
+    if name == "squared_error":
+        return np.sum((logits - np.eye(k)[labels]) ** 2, -1) / 2
     alpha = 0.1
     return -(1 - (k - 1) / k * alpha) * true - alpha / k * (log_p.sum(-1) - true)
 
 
-NAMES = ["cross_entropy", "focal", "label_smoothing"]
+NAMES = ["cross_entropy", "focal", "label_smoothing", "squared_error"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,7 +163,7 @@ def test_focal_without_focus_is_cross_entropy():
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
-LABELED = [losses.cross_entropy, losses.focal, losses.label_smoothing]
+LABELED = [losses.cross_entropy, losses.focal, losses.label_smoothing, losses.squared_error]
 
 
 @pytest.mark.parametrize("loss", LABELED)

@@ -267,3 +267,17 @@ def test_the_margin_has_the_derivatives_of_its_two_sides():
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call(ufm.theory)
+
+
+def test_squared_error_of_classes_of_any_size_by_our_own_solver():
+    """Value and geometry at unequal classes, of which one is too small to be learned."""
+    sizes = np.array([9, 4, 1])
+    labels = jnp.repeat(jnp.arange(3), sizes)
+    problem = ufm.regularized(labels, 3, ufm.losses.squared_error, weight_decay=0.09, feature_decay=0.06)
+    start = problem.random_point(jax.random.key(0), 4)
+    found = ufm.minimize(problem, start, ufm.solvers.lbfgs(), max_steps=2000, tolerance=1e-10)
+    theory = ufm.theory.regularized_squared_error_minimum(one_hot(sizes), 0.09, 0.06)
+    np.testing.assert_allclose(found.value, theory, atol=1e-13)
+    lengths = np.maximum(np.sqrt(sizes * 0.06 / 0.09) - 14 * 0.06, 0)
+    assert lengths[2] == 0
+    np.testing.assert_allclose(found.point.W @ found.point.W.T, np.diag(lengths), atol=1e-6)

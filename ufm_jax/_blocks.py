@@ -1,19 +1,19 @@
 """Functions of all samples, evaluated a block of samples at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
 
 def over_blocks(
-    of_block: Callable[[chex.ArrayTree], tuple[chex.ArrayTree, chex.ArrayTree]],
-    zero: chex.ArrayTree,
-    samples: chex.ArrayTree,
+    of_block: Callable[[Any], tuple[Any, Any]],
+    zero: Any,
+    samples: Any,
     block_size: int,
     shards: int,
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+) -> tuple[Any, Any]:
     """Sums over blocks of what is summed over samples, and the rows of what has a row a sample.
 
     Args:

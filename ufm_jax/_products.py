@@ -4,7 +4,6 @@ On TPUs, and on GPUs with Tensor cores, JAX's default float32 product rounds its
 TF32, and solvers stall far from the minimum. Every product of the library goes through this module.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +11,12 @@ _MOST_PARTS = 64
 """Parts into which a long float32 sum is cut; more gain little and cost products of few rows."""
 
 
-def matmul(a: chex.Array, b: chex.Array) -> chex.Array:
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b`, every factor used at the precision of its dtype."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def transposed_matmul(a: chex.Array, b: chex.Array) -> chex.Array:
+def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a.T @ b`, likewise.
 
     Below float64, sums over many rows are taken in parts, which are added at the end. One running sum of
@@ -33,7 +32,7 @@ def transposed_matmul(a: chex.Array, b: chex.Array) -> chex.Array:
     return jnp.sum(jax.vmap(_transposed_matmul, in_axes=1)(a, b), axis=0)
 
 
-def _transposed_matmul(a: chex.Array, b: chex.Array) -> chex.Array:
+def _transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """XLA's product on CPUs reads a transposed left factor at three quarters of its speed; it is copied."""
     return jax.lax.platform_dependent(
         a,

@@ -94,6 +94,32 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
 
 
+def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    """Squared error `|logits - onehot(label)|^2 / 2`.
+
+    Args:
+        logits: scores of the classes, (..., K).
+        labels: true classes in 0..K-1, integers (...).
+
+    Returns:
+        The loss of each sample, (...).
+
+    Raises:
+        ValueError: the labels do not fit the logits (values: outside `jit`).
+
+    Example:
+        >>> logits, labels = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
+        >>> print(ufm.losses.squared_error(logits, labels))
+        [0.  2.5]
+
+    Reference: Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022; minima of the regularized
+    model under it: `ufm_jax.theory.regularized_squared_error_minimum`.
+    """
+    logits, labels = _logits_and_labels(logits, labels)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jnp.sum((logits - one_hot) ** 2, axis=-1) / 2
+
+
 def _logits_and_labels(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Logits (..., K) as floats and labels (...) as int32, after the checks of both."""
     logits = _checks.floating("logits", logits)

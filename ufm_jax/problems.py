@@ -306,9 +306,9 @@ def normalized(
     """The normalized UFM, problem (4): unit classifier rows and unit features, logits `tau <w_k, h_i>`.
 
     The metric decides how fast a solver is, not where the minima are. The paper's counts motions of
-    classifiers and of features alike. With n_k samples in class k, w_k feels n_k times the force of a
-    feature: counting its motion n_k times, `classifier_weight=jnp.bincount(labels)`, balances the model
-    (docs/rates.md).
+    classifiers and of features alike. With n samples in each class, w_k feels n times the force of a
+    feature: counting its motion n times, `classifier_weight=n`, balances the model. For classes of unequal
+    sizes n_k the best known weights are `sqrt(n_k mean(n))` (docs/rates.md).
 
     Args:
         labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for

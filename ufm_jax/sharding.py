@@ -15,9 +15,9 @@ docs/large.md.
 
 import dataclasses
 
-import chex
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from ufm_jax.problems import Point, Problem
 
@@ -67,7 +67,7 @@ def shard_problem(problem: Problem, mesh: Mesh) -> Problem:
 
 
 def random_point(
-    problem: Problem, mesh: Mesh, key: chex.PRNGKey, dim: int, dtype: chex.ArrayDType | None = None
+    problem: Problem, mesh: Mesh, key: jax.Array, dim: int, dtype: DTypeLike | None = None
 ) -> Point:
     """`problem.random_point(key, dim, dtype)`, every device drawing its own samples: none ever holds all.
 

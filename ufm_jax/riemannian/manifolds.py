@@ -69,6 +69,9 @@ def normalize(rows: jax.Array) -> jax.Array:
     Returns:
         Unit vectors, (..., d).
 
+    Raises:
+        ValueError: the rows are not real numbers.
+
     Example:
         >>> print(ufm.manifolds.normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
         [[0.6 0.8]

@@ -232,7 +232,7 @@ def resume(
         state: `Result.state`, or `solver.init(objective, point)`.
         solver: the same one.
         max_steps: most steps to make now, at least 0, static.
-        tolerance: as in `minimize`.
+        tolerance: of the gradient norm, at least 0, as in `minimize`.
         record: as in `minimize`.
         until: as in `minimize`.
 

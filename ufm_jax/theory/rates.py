@@ -216,8 +216,8 @@ def collapse_rates(modes: Modes, step: chex.Numeric | None = None) -> CollapseRa
     """The rates of NC1, NC2 and NC3 under gradient descent with a fixed step, near collapse.
 
     A step multiplies a motion of eigenvalue l by `1 - step l`, and a metric by the factor of the slowest
-    motion that it sees to first order; NC1, a square, by its square. Late in a run at temperatures above
-    K - 1, second order takes over (docs/rates.md).
+    motion that it sees to first order; NC1, a square, by its square. Late in a run at large temperatures
+    (above 0.7 (K-1) for NC1 where w = n), second order takes over (docs/rates.md).
 
     Args:
         modes: of any model; its metric is that of the gradient.
