@@ -13,7 +13,7 @@ NETWORKS := fig4 fig6 fig10 table2
 OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks notebooks report record test test-slow cluster-test lint format docs
+.PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
 .PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS)
 
@@ -73,23 +73,37 @@ test: $(READY)  ## Tests without the slow ones (7 min)
 test-slow: $(READY)  ## The slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-versions:  ## The tests on every supported Python that is installed, with oldest and newest dependencies (30 min)
+	@python3 tests/versions.py $(ARGS)
+
 cluster-test: $(READY)  ## Two processes of four devices each on this machine, and one of them killed (3 min)
 	$(BIN)/python -m pytest -m slow tests/test_processes.py $(ARGS)
 
-lint: $(READY)  ## Linters, formatting and types (30 s)
+lint: $(READY)  ## Linters, formatting, types, and which way imports point (30 s)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@if command -v actionlint >/dev/null; then actionlint; \
+	else echo "actionlint is not installed: the workflows of .github are not checked."; fi
 
 format: $(READY)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## The pages made from the source, docs/reference and a picture (1 s)
-	$(BIN)/python docs/generate.py
+docs: $(VENV)/.docs  ## Documentation with search, and a reference from the source: site/index.html (30 s)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(READY)  ## Wheel and sdist in dist/, checked for PyPI (30 s)
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+address:  ## Write the repository's owner into all files that name it: make address OWNER=name
+	@python3 docs/address.py $(OWNER)
 
 clean:  ## Remove the environment and caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Ready means: a Python that still runs, and every package of these two files installed.
 $(READY): pyproject.toml constraints.txt
@@ -107,4 +121,8 @@ $(READY): pyproject.toml constraints.txt
 	fi; \
 	if ! $(BIN)/python -c '' 2>/dev/null; then $$python -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@

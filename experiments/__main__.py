@@ -11,6 +11,12 @@ def main() -> int:
         from experiments import cli
 
         return cli.main(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("experiments", "nets", "ufm_jax"):
+            raise
+        remedy = "run `make setup`, or `pip install -e '.[experiments]'` in the clone."
+        print(f"error: {error.name} is not installed, which experiments need: {remedy}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # Before there was a run to interrupt.
         print("\ninterrupted: nothing was written.", file=sys.stderr)
         return 130

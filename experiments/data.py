@@ -113,7 +113,7 @@ def _cifar(name: Name, part: Part) -> Split:
     except ImportError as error:
         raise ValueError(
             f"{name} is read by the packages tensorflow_datasets and array_record, of which one cannot be "
-            f"imported here ({error}): `pip install tensorflow-datasets array_record` where they exist, "
+            f"imported here ({error}): `pip install -e '.[data]'` in the clone where they exist, "
             "as on Linux and on Macs with Apple's processors; --dataset digits needs neither."
         ) from None
     try:

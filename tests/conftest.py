@@ -1,10 +1,24 @@
 """Tests run in float64 unless they say otherwise, on two CPU devices."""
 
+import re
+
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--library", action="store_true", help="only tests that need ufm_jax alone")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Under --library, leaves out files that import what only the clone or its extras have."""
+    if config.getoption("library") and collection_path.suffix == ".py":
+        more = r"^\s*(from|import) (experiments|nets|notebooks|flax|matplotlib|nbformat|pymanopt|PIL)\b"
+        return True if re.search(more, collection_path.read_text(encoding="utf-8"), re.M) else None
+    return None
 
 
 @pytest.fixture

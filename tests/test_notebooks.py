@@ -3,9 +3,11 @@
 import base64
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
@@ -83,15 +85,31 @@ def test_the_notebooks_say_where_their_outputs_come_from(name):
     assert "two CPU cores" in execute.read(name).cells[0].source
 
 
-def test_everything_names_one_address_of_the_repository():
-    readme = (ROOT / "README.md").read_text()
+@pytest.fixture(scope="module")
+def address():
+    """The module docs/address.py, which no package holds."""
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "address.py")))
+
+
+def test_everything_names_one_owner(address):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    owner = re.fullmatch(r"https://github\.com/([\w-]+)/ufm-jax", project["urls"]["Repository"])[1]
+    for file in address.FILES:
+        assert address.owned(file.read_text(), owner) == file.read_text(), "run `make address OWNER=name`"
     for name in execute.NAMES:
-        (address,) = re.findall(
-            r'^REPOSITORY = "https://github\.com/(\S+)"', code(name)["parameters"].source, re.M
-        )
-        assert (
-            f"https://colab.research.google.com/github/{address}/blob/main/notebooks/{name}.ipynb" in readme
-        )
+        source = code(name)["parameters"].source
+        assert f'\nREPOSITORY = "https://github.com/{owner}/ufm-jax"' in source
+
+
+def test_badges_are_shown_once_there_is_an_owner(address):
+    readme = address.owned((ROOT / "README.md").read_text(), "OWNER")
+    assert "badge" not in readme.replace("a badge beside each", "")
+    for owner in ("someone", "some-one-else"):
+        owned = address.owned(readme, owner)
+        for name in execute.NAMES:
+            assert f"/github/{owner}/ufm-jax/blob/main/notebooks/{name}.ipynb" in owned
+        assert owned.count("![Open in Colab]") == 2
+        assert address.owned(owned, "OWNER") == readme
 
 
 def install(name="ufm_on_tpu"):
@@ -113,16 +131,22 @@ class Distribution:
 
 
 @pytest.fixture
-def pip(monkeypatch):
-    """Stands in for pip: the calls made, each with the text of its constraints."""
-    calls = []
+def calls(monkeypatch, tmp_path):
+    """Stands in for git and pip: the commands given, and of pip the text of its constraints as well."""
+    made = []
 
     def run(command, check):
         assert check
-        calls.append((command, Path(command[command.index("--constraint") + 1]).read_text()))
+        if command[0] == "git":
+            Path(command[-1]).mkdir()
+            made.append(command)
+        else:
+            made.append((command, Path(command[command.index("--constraint") + 1]).read_text()))
 
     monkeypatch.setattr(subprocess, "run", run)
-    return calls
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    return made
 
 
 def pretend(monkeypatch, **versions):
@@ -130,35 +154,42 @@ def pretend(monkeypatch, **versions):
     monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
 
 
-def test_the_install_cell_keeps_the_jax_that_is_there(monkeypatch, pip):
+def test_the_install_cell_keeps_the_jax_that_is_there(monkeypatch, calls, tmp_path):
     kept = {"jax": "0.8.1", "jaxlib": "0.8.1+local", "libtpu": "0.0.24", "jax_cuda12_plugin": "0.8.1"}
     pretend(monkeypatch, **kept, numpy="2.0", jaxtyping="0.3", jaxopt="0.8")
     install()["install"]("folder")
-    ((command, constraints),) = pip
+    ((command, constraints),) = calls
     assert command[0] == sys.executable
-    assert command[-1] == "folder"
+    assert command[-2:] == ["--editable", "folder[experiments]"]
     expected = {f"{name.replace('_', '-')}=={version}" for name, version in kept.items()}
     assert set(constraints.split()) == expected
+    assert Path.cwd() == tmp_path / "folder"
 
 
-def test_the_install_cell_takes_any_jax_where_there_is_none(monkeypatch, pip):
+def test_the_install_cell_clones_once_and_takes_any_jax_where_there_is_none(monkeypatch, calls, tmp_path):
     pretend(monkeypatch, numpy="2.0")
-    install()["install"]("https://github.com/someone/ufm-jax")
-    ((command, constraints),) = pip
-    assert command[-1] == "git+https://github.com/someone/ufm-jax"
+    for times in (1, 2):
+        monkeypatch.chdir(tmp_path)
+        install()["install"]("https://github.com/someone/ufm-jax")
+        assert len(calls) == 1 + times
+    clone, (command, constraints), again = calls
+    assert clone[:2] == ["git", "clone"]
+    assert clone[-2:] == ["https://github.com/someone/ufm-jax", "ufm-jax"]
+    assert command[-1] == again[0][-1] == "ufm-jax[experiments]"
     assert constraints == ""
+    assert Path.cwd() == tmp_path / "ufm-jax"
 
 
-@pytest.mark.parametrize("version", ["0.6.2", "0.4.38"])
-def test_the_install_cell_refuses_an_old_jax_in_one_sentence(monkeypatch, pip, version):
+@pytest.mark.parametrize("version", ["0.7.2", "0.4.38"])
+def test_the_install_cell_refuses_an_old_jax_in_one_sentence(monkeypatch, calls, version):
     pretend(monkeypatch, jax=version)
-    with pytest.raises(RuntimeError, match=rf"jax {version}, but ufm-jax needs 0\.7 or newer: .*\.$"):
+    with pytest.raises(RuntimeError, match=rf"jax {version}, but ufm-jax needs 0\.8 or newer: .*\.$"):
         install()["install"]("folder")
-    assert pip == []
+    assert calls == []
 
 
-def test_the_install_cell_asks_for_an_address(monkeypatch, pip):
+def test_the_install_cell_asks_for_an_address(monkeypatch, calls):
     pretend(monkeypatch, jax="0.10.2")
     with pytest.raises(ValueError, match="names no owner"):
         install()["install"]("https://github.com/OWNER/ufm-jax")
-    assert pip == []
+    assert calls == []

@@ -1,9 +1,14 @@
-"""The house around the code: what an import pulls in, which way it points, and what make lists."""
+"""The house around the code: what an import pulls in, what a missing extra says, what make lists."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 from experiments.experiment import all_experiments
 
@@ -17,11 +22,44 @@ def test_importing_the_library_is_light():
     assert loaded.isdisjoint({"flax", "tensorflow_datasets", "matplotlib", "tyro", "tqdm", "experiments"})
 
 
-def test_the_arrows_between_packages_point_one_way():
-    forbidden = {"ufm_jax": "nets|experiments", "nets": "experiments"}
-    for package, others in forbidden.items():
-        for file in (ROOT / package).rglob("*.py"):
-            assert not re.search(rf"^\s*(from|import) ({others})\b", file.read_text(), re.M), file
+def test_the_library_imports_its_dependencies_alone():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = {re.match(r"\w+", needed)[0] for needed in project["dependencies"]} | {"ufm_jax"}
+    for file in (ROOT / "ufm_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in allowed | sys.stdlib_module_names, (file, name)
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "sentence"),
+    [
+        (
+            "tyro",
+            ["-m", "experiments"],
+            "error: tyro is not installed, which experiments need: run",
+        ),
+        ("flax", ["-m", "experiments", "fig9"], "error: flax is not installed"),
+        ("flax", ["-c", "import nets"], "nets needs Flax, which is not installed: run `pip install -e"),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(package, command, sentence, tmp_path):
+    """Here a module of that name says what Python says where there is none."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(name={package!r})")
+    run = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stderr.splitlines()[-1].removeprefix("ModuleNotFoundError: ").startswith(sentence)
+    if command[0] == "-m":
+        assert run.returncode == 2
+        assert run.stderr.count("\n") == 1
 
 
 def test_make_lists_every_experiment_with_its_duration():

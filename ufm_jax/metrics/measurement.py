@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import experimental
 
 from ufm_jax import _checks, theory
 from ufm_jax.metrics import collapse, generalized
@@ -127,14 +126,10 @@ def measure(features: Any, labels: Any, W: Any = None, *, bias: Any = None) -> M
     # What depends on values can be checked only outside `jit`.
     _checks.every_class_present(labels, num_classes)
     # On the host, since a TPU has no float64.
-    with _enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         found = _all(features, labels, W, bias, num_classes)
         values = {name: float(value) for name, value in found.items()}
     return Measurement(num_classes, features.shape[1], len(features), **values)
-
-
-_enable_x64: Any = vars(jax if hasattr(jax, "enable_x64") else experimental)["enable_x64"]
-"""JAX before 0.8 has it among its experiments."""
 
 
 @functools.partial(jax.jit, static_argnums=4)
