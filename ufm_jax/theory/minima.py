@@ -7,10 +7,10 @@ docs/focal.md.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
 
@@ -30,7 +30,7 @@ FOCAL_CLASSES = 16_000
 """Classes up to which collapse minimizes the focal loss at every gamma and tau: proof in docs/focal.md."""
 
 
-def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+def simplex_etf(num_classes: int, dim: int, dtype: DTypeLike | None = None) -> jax.Array:
     """A simplex equiangular tight frame: K unit rows whose inner products are all `-1/(K-1)`.
 
     Args:
@@ -68,7 +68,7 @@ def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None
     return jnp.asarray(frame, dtype=dtype)
 
 
-def regular_polygon(num_classes: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+def regular_polygon(num_classes: int, dtype: DTypeLike | None = None) -> jax.Array:
     """The regular polygon: K unit rows in the plane, each 2 pi/K from the next.
 
     Args:
@@ -124,7 +124,7 @@ def packing_angle(num_classes: int, dim: int) -> float:
     )
 
 
-def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
+def cross_entropy_minimum(num_classes: int, tau: ArrayLike) -> jax.Array:
     """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K - 1 (Theorem 1).
 
     For balanced classes. The paper asks for d >= K, but a simplex ETF fits into K - 1 dimensions, and more
@@ -148,8 +148,8 @@ def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
 
 
 def multipliers_at_collapse(
-    num_classes: int, samples_per_class: int, tau: chex.Numeric
-) -> tuple[chex.Array, chex.Array]:
+    num_classes: int, samples_per_class: int, tau: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
     """The multipliers alpha_k and beta_i of cross entropy at the global minimum, equations (25) and (26).
 
     `alpha_k = -c n/N` and `beta_i = -c/N` with `c = K / (exp(K tau/(K-1)) + K - 1)`; the paper has tau = 1
@@ -196,7 +196,7 @@ def strict_saddle_threshold(num_classes: int, dim: int) -> float:
     return 2 * (dim - 2) / (1 + (num_classes % 2) / num_classes)
 
 
-def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0) -> chex.Array:
+def focal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) -> jax.Array:
     """Focal loss at collapse, `-(1-p)^gamma log p` with `p = 1/(1 + (K-1) exp(-K tau/(K-1)))`.
 
     Args:
@@ -216,9 +216,7 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
     return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
 
 
-def focal_is_optimal_at_collapse(
-    num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0
-) -> chex.Array:
+def focal_is_optimal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) -> jax.Array:
     """Whether collapse is proved to minimize the focal loss over the spheres: sufficient, not necessary.
 
     With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
@@ -266,9 +264,7 @@ def _focal_at_margin(
     return q**gamma * L, slope, gamma * L * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
 
 
-def label_smoothing_at_collapse(
-    num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
-) -> chex.Array:
+def label_smoothing_at_collapse(num_classes: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
     """Label smoothing loss at collapse, `log(1 + (K-1) exp(-K tau/(K-1))) + alpha tau` (Appendix E.4).
 
     Args:
@@ -286,7 +282,7 @@ def label_smoothing_at_collapse(
     return cross_entropy_minimum(num_classes, tau) + alpha * jnp.asarray(tau)
 
 
-def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1) -> chex.Array:
+def label_smoothing_minimum(num_classes: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
     """Global minimum of the label smoothing loss over the spheres, for balanced classes.
 
     With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
@@ -309,7 +305,7 @@ def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Num
     return _cross_entropy_at_margin(num_classes, margin) + slope * margin
 
 
-def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> chex.Array:
+def label_smoothing_threshold(num_classes: int, alpha: ArrayLike = 0.1) -> jax.Array:
     """The temperature `tau* = (K-1) s*/K` up to which collapse minimizes the label smoothing loss.
 
     Args:
@@ -329,9 +325,7 @@ def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> ch
     return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
 
 
-def label_smoothing_cone(
-    num_classes: int, dim: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
-) -> chex.Array:
+def label_smoothing_cone(num_classes: int, dim: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
     """A minimizer of label smoothing: the rows of W, with `h_i = w_{y_i}` (docs/label_smoothing.md).
 
     `W = cos(t) 1 a^T + sin(t) ETF` with a unit vector a perpendicular to the ETF and
@@ -366,9 +360,7 @@ def label_smoothing_cone(
     return (jnp.sqrt(sine_square) * frame).at[:, -1].set(jnp.sqrt(1 - sine_square))
 
 
-def supervised_contrastive_minimum(
-    num_classes: int, samples_per_class: int, tau: chex.Numeric
-) -> chex.Array:
+def supervised_contrastive_minimum(num_classes: int, samples_per_class: int, tau: ArrayLike) -> jax.Array:
     """Global minimum of equation (40), `log((n-1) + n(K-1) exp(-tau^2 K/(K-1)))`, for d >= K - 1.
 
     Args:
@@ -391,18 +383,18 @@ def supervised_contrastive_minimum(
     return math.log(n - 1) + jnp.log1p(others)
 
 
-def _margin_at_collapse(num_classes: int, tau: chex.Numeric) -> chex.Array:
+def _margin_at_collapse(num_classes: int, tau: ArrayLike) -> jax.Array:
     """The true class's logit minus each other's: `K tau/(K-1)`."""
     _checks.at_least("num_classes", num_classes, 2)
     _checks.positive("tau", tau)
     return num_classes / (num_classes - 1) * jnp.asarray(tau)
 
 
-def _cross_entropy_at_margin(num_classes: int, margin: chex.Array) -> chex.Array:
+def _cross_entropy_at_margin(num_classes: int, margin: jax.Array) -> jax.Array:
     return jnp.log1p((num_classes - 1) * jnp.exp(-margin))
 
 
-def _label_smoothing_margin(num_classes: int, alpha: chex.Numeric) -> chex.Array:
+def _label_smoothing_margin(num_classes: int, alpha: ArrayLike) -> jax.Array:
     _checks.at_least("num_classes", num_classes, 2)
     _checks.within("alpha", alpha, 0, 1)
     alpha = jnp.asarray(alpha)
