@@ -92,7 +92,7 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.docs  ## Documentation with search, and a reference from the source: site/index.html (30 s)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(READY)  ## Wheel and sdist in dist/, checked for PyPI (30 s)
 	rm -rf build dist
