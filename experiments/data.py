@@ -38,6 +38,14 @@ def load(name: Name, part: Part) -> Split:
     return _LOADERS[name](name, part)
 
 
+def digest(name: Name) -> str:
+    """A few letters that stand for the training images and labels of a data set, as they are here."""
+    hasher = hashlib.sha256()
+    for array in load(name, "train"):
+        hasher.update(np.ascontiguousarray(array).data)
+    return hasher.hexdigest()[:12]
+
+
 def first_of_each_class(split: Split, samples_per_class: int | None, seed: int) -> Split:
     """The first n samples of each class, in an order drawn from `seed`; all samples if n is None.
 
@@ -110,7 +118,8 @@ def _cifar(name: Name, part: Part) -> Split:
         ) from None
     try:
         # TFDS itself looks at the variable only once, and leaves a `~` in it.
-        builder = tfds.builder(name, data_dir=Path(where).expanduser().absolute())
+        folder = where if "://" in where else Path(where).expanduser().absolute()
+        builder = tfds.builder(name, data_dir=folder)
         kept = _cache() / f"{name}-{part}-{_digest(builder.info.splits[part].filepaths)}.npz"
         return _read(kept) or _keep(kept, _decode(builder.as_data_source(split=part), name, part))
     except Exception as error:  # TFDS and its readers raise whatever they meet.
@@ -130,12 +139,11 @@ def _decode(source, name: Name, part: Part) -> Split:
     return Split(np.stack(images).astype(np.uint8), np.array(labels, np.int32))
 
 
-def _digest(files: Iterable[os.PathLike]) -> str:
+def _digest(files: Iterable[Path]) -> str:
     """Of what the files hold, wherever they lie."""
     hasher = hashlib.sha256()
     for path in files:
-        with open(path, "rb") as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
+        hasher.update(hashlib.sha256(path.read_bytes()).digest())
     return hasher.hexdigest()[:12]
 
 

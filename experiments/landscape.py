@@ -1,9 +1,9 @@
-"""Theorem 2, tested: hundreds of saddles, minima from random starts, and the ways down between them."""
+"""Theorem 2, tested: thousands of saddles, minima from random starts, and the ways down between them."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,30 +17,44 @@ import ufm_jax as ufm
 from experiments import chunks, plotting
 from experiments.experiment import Claim, Data, Experiment, Progress, UfmConfig, check_fields
 
-KINDS = ("rank one", "rank one, reflected", "antipodal", "merged classes", "found from a random start")
-MARKERS = "os^Dv"
+KINDS = (
+    "rank one",
+    "rank one, reflected",
+    "antipodal",
+    "merged classes",
+    "merged classes, other orders",
+    "found from a random start",
+    "on a line",
+    "on a line, one sample reversed",
+    "rank K",
+)
+OTHER_ORDERS = KINDS.index("merged classes, other orders")
+MARKERS = "os^DdvPX*"
 CRITICAL = 1e-12
 """Norm of the gradient up to which a point counts as critical."""
 ABOVE = 1e-8
 """Cost above the global minimum from which a critical point counts as a saddle."""
+SIZE = ("num_classes", "samples_per_class", "dim", "imbalance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(UfmConfig):
-    """Small problems inside the conditions of Theorem 2, so that dense spectra are cheap."""
+    """Small problems with d > K or d = K >= 3, so that dense spectra are cheap."""
 
-    num_classes: tuple[int, ...] = (2, 3, 4, 5, 6)
-    """Numbers of classes, K; the problems are (num_classes, samples_per_class, dim), entry by entry."""
-    samples_per_class: tuple[int, ...] = (4, 3, 3, 3, 2)
-    """Samples of each class, n."""
-    dim: tuple[int, ...] = (5, 6, 7, 8, 10)
-    """Dimensions, d, each larger than its K."""
-    tau: tuple[float, ...] = (0.1, 0.5, 1.0, 2.5, 5.0)
-    """Temperatures, each below Theorem 2's bound in every problem."""
+    num_classes: tuple[int, ...] = (2, 3, 4, 5, 6, 3, 4, 3, 4)
+    """Numbers of classes, K; a problem is one entry of each of the four fields that describe sizes."""
+    samples_per_class: tuple[int, ...] = (4, 3, 3, 3, 2, 3, 3, 1, 1)
+    """Samples of the first class, n."""
+    dim: tuple[int, ...] = (5, 6, 7, 8, 10, 3, 4, 5, 4)
+    """Dimensions, d, each at least its K, and at least 3."""
+    imbalance: tuple[int, ...] = (0, 0, 0, 0, 0, 0, 0, 1, 1)
+    """By how many samples each class is larger than the one before it; 0 for balanced classes."""
+    tau: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0)
+    """Temperatures."""
     trials: int = 20
-    """Random starts in each setting, for minima and again for saddles; half as many points of rank one."""
+    """Random starts in each setting, for minima and again for saddles; half as many built at random."""
     steps: int = 4000
-    """Most iterations of gradient descent in a trial."""
+    """Most iterations of a descent."""
 
 
 def check(config: Config) -> None:
@@ -48,138 +62,233 @@ def check(config: Config) -> None:
         raise ValueError(
             f"dtype must be float64, in which gradients reach {CRITICAL:g}, but is {config.dtype}."
         )
-    sizes = (config.num_classes, config.samples_per_class, config.dim)
-    lowest = {"num_classes": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
+    lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 3, "imbalance": 0, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
-    if len({len(values) for values in sizes}) > 1:
+    counts = [len(getattr(config, name)) for name in SIZE]
+    if len(set(counts)) > 1:
         raise ValueError(
-            "num_classes, samples_per_class and dim need one value for each problem, "
-            f"but have {', '.join(str(len(values)) for values in sizes)}."
+            "num_classes, samples_per_class, dim and imbalance need one value for each problem, "
+            f"but have {', '.join(map(str, counts))}."
         )
-    for K, _, d in zip(*sizes, strict=True):
-        if d <= K:
-            raise ValueError(f"Theorem 2 is for dim larger than num_classes, but they are {d} and {K}.")
-        bound = ufm.theory.strict_saddle_threshold(K, d)
-        if max(config.tau) >= bound:
-            raise ValueError(
-                f"Theorem 2 needs tau below {bound:g} at num_classes {K} and dim {d}, "
-                f"but tau is {max(config.tau):g}."
-            )
+    for K, d in zip(config.num_classes, config.dim, strict=True):
+        if d < K:
+            raise ValueError(f"Theorem 2 is for dim at least num_classes, but they are {d} and {K}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The sizes of a problem."""
+
+    num_classes: int
+    samples_per_class: int
+    dim: int
+    imbalance: int
+
+    @property
+    def is_balanced(self) -> bool:
+        return self.imbalance == 0
+
+    def problem(self, tau: Any) -> ufm.Problem:
+        counts = self.samples_per_class + self.imbalance * np.arange(self.num_classes)
+        labels = jnp.asarray(np.repeat(np.arange(self.num_classes), counts))
+        return ufm.normalized(labels, self.num_classes, tau=tau)
+
+    def __str__(self) -> str:
+        n, more = self.samples_per_class, self.imbalance
+        samples = f"{n}" if self.is_balanced else f"{n}, {n + more}, ..."
+        return f"K={self.num_classes}, n={samples}, d={self.dim}"
+
+
+def _sizes(config: Config) -> list[Size]:
+    return [Size(*values) for values in zip(*(getattr(config, name) for name in SIZE), strict=True)]
 
 
 def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
-    sizes = list(zip(config.num_classes, config.samples_per_class, config.dim, strict=True))
+    sizes = _sizes(config)
     saddles, minima, spectra, rejected = [], [], {}, 0
-    for i, (K, n, d) in enumerate(sizes):
+    for i, size in enumerate(sizes):
         progress(i, len(sizes))
-        size = {"num_classes": K, "samples_per_class": n, "dim": d}
         own = chunks.part(store, str(i))
-        candidates = _candidates(config, K, n, d, own)
-        describe = functools.partial(_describe, config, K, n)
-        described = ufm.trials.run(describe, candidates, store=chunks.part(own, "described"))
-        is_saddle = (described["gradient_norm"] <= CRITICAL) & (described["excess"] > ABOVE)
-        rejected += np.sum(~is_saddle)
-        columns = described | {"tau": candidates["tau"], "kind": candidates["kind"]}
-        columns |= {name: np.full(len(is_saddle), value) for name, value in size.items()}
+        reached = _minima(config, size, chunks.part(own, "minima"))
+        lowest = reached["value"].min(axis=1)
+        if size.is_balanced:
+            lowest = np.asarray(ufm.theory.cross_entropy_minimum(size.num_classes, np.asarray(config.tau)))
+            spectra[f"spectrum_{i}"] = _spectra_at_minimum(config, size)
+        minima.append(reached | {"excess": reached["value"] - lowest[:, None]})
+        columns = _described(config, size, dict(zip(config.tau, lowest, strict=True)), own)
+        is_saddle = (columns["gradient_norm"] <= CRITICAL) & (columns["excess"] > ABOVE)
+        rejected += int(np.sum(~is_saddle))
+        columns |= {name: np.full(len(is_saddle), getattr(size, name)) for name in SIZE}
         saddles.append({name: np.asarray(values)[is_saddle] for name, values in columns.items()})
-        minima.append(_minima(config, K, n, d, chunks.part(own, "minima")))
-        spectra[f"spectrum_{i}"] = _spectra_at_minimum(config, K, n, d)
     progress(1, 1)
     return {
         **{f"saddle_{name}": np.concatenate([s[name] for s in saddles]) for name in saddles[0]},
         **{f"minimum_{name}": np.stack([m[name] for m in minima]) for name in minima[0]},
         **spectra,
-        "rotations": np.array([(K - 1) * (2 * d - K) // 2 for K, _, d in sizes]),
+        "rotations": np.array([(s.num_classes - 1) * (2 * s.dim - s.num_classes) // 2 for s in sizes]),
         "rejected": np.array(rejected),
-        **{name: np.asarray(getattr(config, name)) for name in ("num_classes", "samples_per_class")},
-        "dim": np.asarray(config.dim),
+        **{name: np.asarray(getattr(config, name)) for name in SIZE},
         "tau": np.asarray(config.tau),
     }
 
 
-def _problem(K: int, n: int, tau: Any) -> ufm.Problem:
-    return ufm.normalized(ufm.balanced_labels(K, n), K, tau=tau)
+def _described(
+    config: Config, size: Size, lowest: dict[float, float], store: chunks.ChunkFolder | None
+) -> dict[str, np.ndarray]:
+    """All candidates of one problem, what the library says of them, and where descent from them ends."""
+    candidates = _candidates(config, size, store)
+    minimum = np.array([lowest[tau] for tau in candidates["tau"]])
+    described = ufm.trials.run(
+        functools.partial(_describe, size), candidates, store=chunks.part(store, "described")
+    )
+    columns = described | {"tau": candidates["tau"], "kind": candidates["kind"]}
+    columns["excess"] = columns.pop("cost") - minimum
+    # In another order of the classes the way down is the same.
+    descends = candidates["kind"] != OTHER_ORDERS
+    ends = ufm.trials.run(
+        functools.partial(_descend, config, size),
+        jax.tree.map(lambda x: x[descends], candidates),
+        store=chunks.part(store, "descents"),
+    )
+    for name, values in ends.items():
+        columns[name] = np.full(len(minimum), np.nan)
+        columns[name][descends] = values
+    columns["end_excess"] = columns.pop("end_cost") - minimum
+    return columns
 
 
-def _candidates(config: Config, K: int, n: int, d: int, store: chunks.ChunkFolder | None) -> dict[str, Any]:
+def _candidates(config: Config, size: Size, store: chunks.ChunkFolder | None) -> dict[str, Any]:
     """Points built or found, of every kind, at every temperature: tau (S,), kind (S,), point (S, ...)."""
-    tau = np.asarray(config.tau, config.dtype)
-    keys = jax.random.split(jax.random.key(config.seed), config.trials)
-    few = keys[: max(1, config.trials // 2)]
-
-    def rank_one(tau, key, reflected):
-        return ufm.saddles.rank_one(_problem(K, n, tau), key, d, config.dtype, reflected=reflected)
-
-    def antipodal(tau):
-        return ufm.saddles.antipodal(_problem(K, n, tau), d, config.dtype)
-
-    def merged(tau, groups):
-        problem = _problem(K, n, tau)
-        built = ufm.saddles.merged_classes(problem, groups, d, config.dtype)
-        return ufm.saddles.find_critical_point(problem, built, tolerance=CRITICAL / 10).point
-
-    def found(tau, key):
-        # Every second start has features near the classifiers of random classes, where more saddles are.
-        problem = _problem(K, n, tau)
-        kind, classes, noise = jax.random.split(key, 3)
-        start = problem.random_point(noise, d, config.dtype)
-        wrong = jax.random.randint(classes, (K * n,), 0, K)
-        frame = ufm.theory.simplex_etf(K, d, config.dtype)
-        near = ufm.Point(frame, ufm.manifolds.normalize(frame[wrong] + 0.3 * start.H))
-        start = jax.tree.map(lambda a, b: jnp.where(jax.random.bernoulli(kind), a, b), near, start)
-        return ufm.saddles.find_critical_point(problem, start, tolerance=CRITICAL / 10).point
-
-    partitions = np.array(list(ufm.saddles.partitions(K)), int)
-    grids: list[tuple[Callable, dict[str, Any]]] = [
-        (functools.partial(rank_one, reflected=False), {"key": few}),
-        (functools.partial(rank_one, reflected=True), {"key": few}),
-        (antipodal, {}),
-        (merged, {"groups": partitions}),
-        (found, {"key": keys}),
-    ]
     parts = []
-    for kind, (trial, axes) in enumerate(grids):
-        if trial is merged and len(partitions) == 0:
+    for kind, (trial, axes) in _grids(config, size).items():
+        if any(len(values) == 0 for values in axes.values()):
             continue
-        points = ufm.trials.grid(trial, {"tau": tau, **axes}, store=chunks.part(store, str(kind)))
-        count = points.H.size // (len(tau) * K * n * d)
-        parts.append(
-            {
-                "tau": np.repeat(tau, count),
-                "kind": np.full(len(tau) * count, kind),
-                "point": jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), points),
-            }
-        )
+        points = ufm.trials.grid(trial, axes, store=chunks.part(store, str(kind)))
+        points = jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), points)
+        tau = np.repeat(axes["tau"], len(points.H) // len(axes["tau"]))
+        parts.append({"tau": tau, "kind": np.full(len(tau), kind), "point": points})
+        if kind == KINDS.index("merged classes"):
+            parts.append(_in_other_orders(size, parts[-1]))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _describe(config: Config, K: int, n: int, candidate: dict[str, Any]) -> dict[str, jax.Array]:
-    """All that the library says of a critical point, and where descent from it ends."""
-    problem, point = _problem(K, n, candidate["tau"]), candidate["point"]
-    minimum = ufm.theory.cross_entropy_minimum(K, problem.tau)
+def _grids(config: Config, size: Size) -> dict[int, tuple[Any, dict[str, Any]]]:
+    """For each kind a trial that makes a critical point, and the axes that it is called on."""
+    K, n, d, problem = size.num_classes, size.samples_per_class, size.dim, size.problem
+    N = len(problem(1.0).labels)
+    tau = np.asarray(config.tau)
+    keys = jax.random.split(jax.random.key(config.seed), config.trials)
+    few = {"tau": tau, "key": keys[: max(1, config.trials // 2)]}
+
+    def merged(tau, groups):
+        built = ufm.saddles.merged_classes(problem(tau), groups, d)
+        return ufm.saddles.find_critical_point(problem(tau), built, tolerance=CRITICAL / 10).point
+
+    def found(tau, key):
+        # Every second start has features near the classifiers of random classes, where more saddles are.
+        kind, classes, noise = jax.random.split(key, 3)
+        start = problem(tau).random_point(noise, d)
+        wrong = jax.random.randint(classes, (N,), 0, K)
+        frame = ufm.theory.simplex_etf(K, d)
+        near = ufm.Point(frame, ufm.manifolds.normalize(frame[wrong] + 0.3 * start.H))
+        start = jax.tree.map(lambda a, b: jnp.where(jax.random.bernoulli(kind), a, b), near, start)
+        return ufm.saddles.find_critical_point(problem(tau), start, tolerance=CRITICAL / 10).point
+
+    def on_a_line(tau, key, one_reversed):
+        of_classes, of_samples, one = jax.random.split(key, 3)
+        s, t = jax.random.rademacher(of_classes, (K,)), jax.random.rademacher(of_samples, (N,))
+        if one_reversed:
+            s = s.at[1].set(-s[0])
+            t = s[problem(tau).labels].at[jax.random.randint(one, (), 0, N)].multiply(-1)
+        return ufm.saddles.sign_pattern(problem(tau), s, t, d)
+
+    def rank_one(tau, key, reflected):
+        return ufm.saddles.rank_one(problem(tau), key, d, reflected=reflected)
+
+    grids: dict[int, tuple[Any, dict[str, Any]]] = {
+        5: (found, {"tau": tau, "key": keys}),
+        6: (functools.partial(on_a_line, one_reversed=False), few),
+        7: (functools.partial(on_a_line, one_reversed=True), few),
+    }
+    if size.is_balanced:
+        partitions = np.array(list(ufm.saddles.partitions(K)), int)
+        grids |= {
+            0: (functools.partial(rank_one, reflected=False), few),
+            1: (functools.partial(rank_one, reflected=True), few),
+            2: (lambda tau: ufm.saddles.antipodal(problem(tau), d), {"tau": tau}),
+            3: (merged, {"tau": tau, "groups": partitions}),
+        }
+        if n > 2:
+            possible = tau[tau >= ufm.saddles.full_rank_threshold(K, n)]
+            grids[8] = (lambda tau: ufm.saddles.full_rank(problem(tau), d), {"tau": possible})
+    return grids
+
+
+def _in_other_orders(size: Size, merged: dict[str, Any]) -> dict[str, Any]:
+    """The saddles of merged classes with the classes renamed in every way that merges others."""
+    labels = np.asarray(size.problem(1.0).labels)
+    first_of_class = np.searchsorted(labels, np.arange(size.num_classes))
+    tau, points = [], []
+    for i, temperature in enumerate(merged["tau"]):
+        W, H = merged["point"].W[i], merged["point"].H[i]
+        for order in _orders(np.argmax(W @ W.T > 1 - 1e-6, axis=1)):
+            tau.append(temperature)
+            points.append(ufm.Point(W[order], H[first_of_class][order][labels]))
+    kind = np.full(len(tau), OTHER_ORDERS)
+    return {"tau": np.array(tau), "kind": kind, "point": jax.tree.map(lambda *x: np.stack(x), *points)}
+
+
+def _orders(groups: np.ndarray) -> Iterator[list[int]]:
+    """One permutation of the classes for each other way to merge them into groups of the same sizes."""
+
+    def merged_by(order: Sequence[int]) -> tuple[int, ...]:
+        renamed = groups[list(order)].tolist()
+        return tuple(renamed.index(group) for group in renamed)
+
+    seen = {merged_by(range(len(groups)))}
+    for order in itertools.permutations(range(len(groups))):
+        if merged_by(order) not in seen:
+            seen.add(merged_by(order))
+            yield list(order)
+
+
+def _describe(size: Size, candidate: dict[str, Any]) -> dict[str, jax.Array]:
+    """All that the library says of a critical point."""
+    problem, point = size.problem(candidate["tau"]), candidate["point"]
+    manifold = problem.manifold
     verdict = ufm.landscape.certify(problem, point)
-    alpha, beta = ufm.landscape.multipliers(problem, point)
-    constructed = ufm.landscape.negative_curvature(problem, point)
-    eigenvalues = ufm.landscape.spectrum(problem, point)
-    end, escapes = _descend(config, problem, point)
+    eigenvalues, eigenvectors = ufm.landscape.eigenpairs(problem, point)
+    # Z is the Hessian on motions perpendicular to the span of W and H: is that where the smallest is?
+    squares, basis = jnp.linalg.eigh(point.W.T @ point.W + point.H.T @ point.H)
+    outside = basis * (squares < 1e-9 * squares[-1])
+    moved = jax.tree.map(lambda v: v[0] @ outside, eigenvectors)
     return {
-        "gradient_norm": problem.manifold.norm(point, problem.gradient(problem.evaluate(point))),
-        "excess": problem.cost(point) - minimum,
+        "gradient_norm": manifold.norm(point, problem.gradient(problem.evaluate(point))),
+        "cost": problem.cost(point),
         "is_critical": verdict.is_critical,
         "is_global_minimum": verdict.is_global_minimum,
         "margin": verdict.margin,
-        "alpha_range": jnp.stack([alpha.min(), alpha.max()]),
-        "beta_range": jnp.stack([beta.min(), beta.max()]),
-        "constructed": constructed.curvature,
-        "smallest": ufm.landscape.smallest_eigenvalue(problem, point, jax.random.key(config.seed)),
+        "constructed": ufm.landscape.negative_curvature(problem, point).curvature,
+        "proposition_2": _proposition_2(size, problem, point),
+        "smallest": eigenvalues[0],
+        "is_decided_by_Z": manifold.inner_product(point, moved, moved) > 0.5,
         "index": jnp.sum(eigenvalues < -1e-9 * jnp.abs(eigenvalues).max()),
-        "end_excess": problem.cost(end) - minimum,
-        "escapes": escapes,
     }
 
 
-def _descend(config: Config, problem: ufm.Problem, point: ufm.Point) -> tuple[ufm.Point, jax.Array]:
-    """Gradient descent after a step along the constructed direction, as often as it ends at a saddle."""
+def _proposition_2(size: Size, problem: ufm.Problem, point: ufm.Point) -> jax.Array:
+    """The curvature of the paper's own direction; NaN outside the paper's conditions."""
+    bound = ufm.theory.strict_saddle_threshold(size.num_classes, size.dim)
+    if not size.is_balanced or size.dim <= size.num_classes:
+        return jnp.array(jnp.nan)
+    return jnp.where(
+        jnp.asarray(problem.tau) < bound, ufm.landscape.proposition_2(problem, point).curvature, jnp.nan
+    )
+
+
+def _descend(config: Config, size: Size, candidate: dict[str, Any]) -> dict[str, jax.Array]:
+    """Descends after a step along the constructed direction, as often as that ends at a saddle."""
+    problem = size.problem(candidate["tau"])
 
     def at_saddle(carry):
         point, escapes = carry
@@ -191,52 +300,59 @@ def _descend(config: Config, problem: ufm.Problem, point: ufm.Point) -> tuple[uf
         point, escapes = carry
         direction = ufm.landscape.negative_curvature(problem, point).direction
         start = problem.manifold.retract(point, jax.tree.map(lambda v: 1e-2 * v, direction))
-        solver = ufm.solvers.gradient_descent()
-        return ufm.minimize(
-            problem, start, solver, max_steps=config.steps, tolerance=1e-10
-        ).point, escapes + 1
+        solver = ufm.solvers.conjugate_gradient()
+        end = ufm.minimize(problem, start, solver, max_steps=config.steps, tolerance=1e-10).point
+        return end, escapes + 1
 
-    return jax.lax.while_loop(at_saddle, escape, (point, jnp.int32(0)))
+    end, escapes = jax.lax.while_loop(at_saddle, escape, (candidate["point"], jnp.int32(0)))
+    return {"end_cost": problem.cost(end), "escapes": escapes}
 
 
-def _minima(
-    config: Config, K: int, n: int, d: int, store: chunks.ChunkFolder | None
-) -> dict[str, np.ndarray]:
-    """Excess and certificate (tau, trial) of what gradient descent reaches from random starts."""
+def _minima(config: Config, size: Size, store: chunks.ChunkFolder | None) -> dict[str, np.ndarray]:
+    """Value and certificate (tau, trial) of what gradient descent reaches from random starts."""
 
     def trial(tau, key):
-        problem = _problem(K, n, tau)
-        start = problem.random_point(key, d, config.dtype)
-        found = ufm.minimize(
-            problem, start, ufm.solvers.gradient_descent(), max_steps=config.steps, tolerance=1e-10
-        )
+        problem = size.problem(tau)
+        start = problem.random_point(key, size.dim)
+        solver = ufm.solvers.gradient_descent()
+        found = ufm.minimize(problem, start, solver, max_steps=config.steps, tolerance=1e-10)
         verdict = ufm.landscape.certify(problem, found.point)
-        excess = found.value - ufm.theory.cross_entropy_minimum(K, tau)
-        return {"excess": excess, "is_global_minimum": verdict.is_global_minimum, "margin": verdict.margin}
+        return {
+            "value": found.value,
+            "is_global_minimum": verdict.is_global_minimum,
+            "margin": verdict.margin,
+            "gap": verdict.gap,
+        }
 
     keys = jax.random.split(jax.random.key(config.seed + 1), config.trials)
-    axes = {"tau": np.asarray(config.tau, config.dtype), "key": keys}
-    return ufm.trials.grid(trial, axes, store=store)
+    return ufm.trials.grid(trial, {"tau": np.asarray(config.tau), "key": keys}, store=store)
 
 
-def _spectra_at_minimum(config: Config, K: int, n: int, d: int) -> np.ndarray:
-    """Eigenvalues (tau, dimension) of the Hessian at the global minimum."""
-    W = ufm.theory.simplex_etf(K, d, config.dtype)
-    minimum = ufm.Point(W, W[ufm.balanced_labels(K, n)])
-    return ufm.trials.grid(
-        lambda tau: ufm.landscape.spectrum(_problem(K, n, tau), minimum),
-        {"tau": np.asarray(config.tau, config.dtype)},
-    )
+def _spectra_at_minimum(config: Config, size: Size) -> np.ndarray:
+    """Eigenvalues (tau, dimension) of the Hessian at the global minimum of balanced classes."""
+    W = ufm.theory.simplex_etf(size.num_classes, size.dim)
+
+    def spectrum(tau):
+        problem = size.problem(tau)
+        return ufm.landscape.spectrum(problem, ufm.Point(W, W[problem.labels]))
+
+    return ufm.trials.grid(spectrum, {"tau": np.asarray(config.tau)})
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
+    return [*_claims_of_saddles(data), *_claims_of_minima(data)]
+
+
+def _claims_of_saddles(data: Data) -> list[Claim]:
     constructed, smallest = data["saddle_constructed"], data["saddle_smallest"]
     distinct, settings = _distinct(data)
     beyond = np.max(smallest - constructed)
     called_global = np.sum(data["saddle_is_global_minimum"])
-    certified, excess = data["minimum_is_global_minimum"], data["minimum_excess"]
-    zeros, positive = _count_zeros(data)
-    ends = data["saddle_end_excess"]
+    decides = data["saddle_is_decided_by_Z"]
+    off = np.max((constructed - smallest)[decides], initial=0)
+    paper = data["saddle_proposition_2"]
+    paper = paper[~np.isnan(paper)]
+    ends = data["saddle_end_excess"][~np.isnan(data["saddle_end_excess"])]
     return [
         Claim(
             "at least 500 distinct saddles in at least 20 settings (K, n, d, tau)",
@@ -245,9 +361,15 @@ def claims(config: Config, data: Data) -> list[Claim]:
             "candidates were no saddles (no critical point, or the minimum)",
         ),
         Claim(
-            "the constructed direction of Proposition 2 has negative curvature at every saddle",
+            "the constructed direction has negative curvature at every saddle",
             bool(np.all(constructed < 0)),
             f"between {constructed.min():.3g} and {constructed.max():.3g}",
+        ),
+        Claim(
+            "where the smallest eigenvector is one of Z, the constructed curvature is the smallest "
+            "eigenvalue, to 1e-8",
+            bool(off <= 1e-8),
+            f"at {np.sum(decides)} saddles ({np.mean(decides):.1%}), to {off:.2g}",
         ),
         Claim(
             "the smallest eigenvalue is at or below the constructed curvature, to 1e-9",
@@ -256,21 +378,16 @@ def claims(config: Config, data: Data) -> list[Claim]:
             f"{np.min(constructed / smallest):.0%} and {np.max(constructed / smallest):.0%} of it",
         ),
         Claim(
-            "every random start reaches the global minimum, and the certificate says so",
-            bool(np.all(certified) and np.all(excess <= ABOVE)),
-            f"{np.sum(certified)} of {certified.size} certified; largest excess {excess.max():.2g}",
+            "Proposition 2's own direction has negative curvature at every saddle inside its conditions",
+            bool(np.all(paper < 0)),
+            f"not at {np.sum(paper >= 0)} of {len(paper)}; between {np.min(paper, initial=np.inf):.3g} and "
+            f"{np.max(paper, initial=-np.inf):.3g}" + _by_kind(data),
         ),
         Claim(
             "the certificate denies every saddle",
             not called_global,
             f"{called_global} of {len(constructed)} called global; margins between "
             f"{data['saddle_margin'].min():.3g} and {data['saddle_margin'].max():.3g}",
-        ),
-        Claim(
-            "at the global minimum the Hessian is zero along rotations and positive otherwise",
-            bool(np.all(zeros == data["rotations"][:, None]) and np.all(positive > 0)),
-            f"zeros {', '.join(str(z) for z in zeros[:, 0])} against the rotation group's "
-            f"{', '.join(str(r) for r in data['rotations'])}; else at least {positive.min():.2g}",
         ),
         Claim(
             "descent from every saddle along the constructed direction ends at the global value",
@@ -281,11 +398,37 @@ def claims(config: Config, data: Data) -> list[Claim]:
     ]
 
 
+def _by_kind(data: Data) -> str:
+    """Where the paper's direction curves upwards, in words."""
+    fails = data["saddle_proposition_2"] >= 0
+    counts = [(name, np.sum(fails & (data["saddle_kind"] == kind))) for kind, name in enumerate(KINDS)]
+    words = ", ".join(f"{name}: {count}" for name, count in counts if count)
+    return f" ({words})" if words else ""
+
+
+def _claims_of_minima(data: Data) -> list[Claim]:
+    certified, excess = data["minimum_is_global_minimum"], data["minimum_excess"]
+    zeros, positive = _count_zeros(data)
+    rotations = data["rotations"][data["imbalance"] == 0]
+    return [
+        Claim(
+            "every random start reaches the global minimum, and the certificate says so",
+            bool(np.all(certified) and np.all(excess <= ABOVE)),
+            f"{np.sum(certified)} of {certified.size} certified, the gap at most "
+            f"{data['minimum_gap'].max():.2g}; largest excess {excess.max():.2g}",
+        ),
+        Claim(
+            "at the global minimum the Hessian is zero along rotations and positive otherwise",
+            bool(np.all(zeros == rotations[:, None]) and np.all(positive > 0)),
+            f"zeros {', '.join(str(z) for z in zeros[:, 0])} against the rotation group's "
+            f"{', '.join(str(r) for r in rotations)}; else at least {positive.min():.2g}",
+        ),
+    ]
+
+
 def _distinct(data: Data) -> tuple[int, int]:
     """Saddles that differ in setting, cost or curvatures, to nine digits; and settings that have any."""
-    setting = np.stack(
-        [data[f"saddle_{name}"] for name in ("num_classes", "samples_per_class", "dim", "tau")], axis=1
-    )
+    setting = np.stack([data[f"saddle_{name}"] for name in (*SIZE, "tau")], axis=1)
     numbers = np.stack([data[f"saddle_{name}"] for name in ("excess", "smallest", "constructed")], axis=1)
     rows = np.concatenate([setting, np.round(numbers, 9)], axis=1)
     return len(np.unique(rows, axis=0)), len(np.unique(setting, axis=0))
@@ -294,7 +437,7 @@ def _distinct(data: Data) -> tuple[int, int]:
 def _count_zeros(data: Data) -> tuple[np.ndarray, np.ndarray]:
     """At the minima (problem, tau): eigenvalues that are zero to rounding, and the smallest other one."""
     zeros, others = [], []
-    for i in range(len(data["rotations"])):
+    for i in np.flatnonzero(data["imbalance"] == 0):
         eigenvalues = data[f"spectrum_{i}"]
         is_zero = np.abs(eigenvalues) < 1e-10 * eigenvalues.max(1, keepdims=True)
         zeros.append(is_zero.sum(1))
@@ -303,10 +446,10 @@ def _count_zeros(data: Data) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot(config: Config, data: Data) -> Figure:
-    figure = Figure(figsize=(11, 7.6))
+    figure = Figure(figsize=(12, 9))
     (left, right), (table, ways) = figure.subplots(2, 2)
     _plot_curvatures(left, data)
-    _plot_spectra(right, config, data)
+    _plot_papers(right, data)
     _plot_table(table, config, data)
     _plot_ways_down(ways, data)
     return figure
@@ -315,26 +458,33 @@ def plot(config: Config, data: Data) -> Figure:
 def table(config: Config, data: Data) -> str:
     """The saddles of each setting in Markdown: how many, their curvatures, and their least index."""
     lines = [
-        "| K | n | d | tau | saddles | constructed curvature | smallest eigenvalue | least index |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| problem | tau | saddles | constructed curvature | smallest eigenvalue | least index "
+        "| Proposition 2 positive |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    sizes = zip(config.num_classes, config.samples_per_class, config.dim, strict=True)
-    for size, tau in itertools.product(sizes, config.tau):
-        here = np.isclose(data["saddle_tau"], tau)
-        for name, value in zip(("num_classes", "samples_per_class", "dim"), size, strict=True):
-            here &= data[f"saddle_{name}"] == value
+    for size, tau in itertools.product(_sizes(config), config.tau):
+        here = _in_setting(data, size, tau)
         if here.any():
             ranges = [data[f"saddle_{name}"][here] for name in ("constructed", "smallest")]
             cells = [f"{values.min():.3g} to {values.max():.3g}" for values in ranges]
             least = data["saddle_index"][here].min()
-            lines.append(f"| {' | '.join(map(str, [*size, tau, here.sum(), *cells, least]))} |")
+            paper = data["saddle_proposition_2"][here]
+            positive = "-" if np.isnan(paper).all() else np.sum(paper >= 0)
+            lines.append(f"| {' | '.join(map(str, [size, tau, here.sum(), *cells, least, positive]))} |")
     return "\n".join(lines)
+
+
+def _in_setting(data: Data, size: Size, tau: float) -> np.ndarray:
+    here = np.isclose(data["saddle_tau"], tau)
+    for name in SIZE:
+        here &= data[f"saddle_{name}"] == getattr(size, name)
+    return here
 
 
 def _kinds() -> list[tuple[int, str, Any]]:
     """Kind, name and colour; the most numerous are drawn first."""
     colors = plotting.sequence_colors(len(KINDS))
-    return [(kind, KINDS[kind], colors[kind]) for kind in (4, 1, 0, 3, 2)]
+    return [(kind, KINDS[kind], colors[kind]) for kind in (4, 5, 1, 0, 6, 7, 3, 8, 2)]
 
 
 def _plot_curvatures(axes: Axes, data: Data) -> None:
@@ -352,49 +502,53 @@ def _plot_curvatures(axes: Axes, data: Data) -> None:
     ends = np.array([data["saddle_smallest"].min(), data["saddle_smallest"].max()])
     plotting.draw_theory(axes, -ends, -ends, "equal")
     axes.set(
-        title="curvature at saddles",
+        title="constructed direction at every saddle",
         xlabel=r"$-$ smallest eigenvalue of the Hessian",
-        ylabel=r"$-$ curvature of Proposition 2's direction",
+        ylabel=r"$-$ curvature of the constructed direction",
     )
     axes.legend(fontsize=7)
 
 
-def _plot_spectra(axes: Axes, config: Config, data: Data) -> None:
-    middle = len(config.tau) // 2
-    colors = plotting.sequence_colors(len(data["rotations"]))
-    sizes = zip(config.num_classes, config.samples_per_class, config.dim, strict=True)
-    for i, (K, n, d) in enumerate(sizes):
-        eigenvalues = np.abs(data[f"spectrum_{i}"][middle])
-        rank = np.arange(1, len(eigenvalues) + 1)
-        axes.semilogy(
-            rank, np.maximum(np.sort(eigenvalues), 1e-18), color=colors[i], label=f"K={K}, n={n}, d={d}"
+def _plot_papers(axes: Axes, data: Data) -> None:
+    """The paper's curvature over the smallest eigenvalue: below 0 it curves upwards."""
+    share = data["saddle_proposition_2"] / data["saddle_smallest"]
+    for kind, name, color in _kinds():
+        of_kind = (data["saddle_kind"] == kind) & ~np.isnan(share)
+        axes.semilogx(
+            -data["saddle_smallest"][of_kind],
+            share[of_kind],
+            MARKERS[kind],
+            color=color,
+            markersize=4,
+            alpha=0.6,
+            label=f"{name} ({np.sum(share[of_kind] <= 0)} of {np.sum(of_kind)})" if of_kind.any() else None,
         )
-        axes.axvline(data["rotations"][i] + 0.5, color=colors[i], linewidth=1, linestyle=":")
+    axes.axhline(0, color="red", linewidth=1, linestyle="--")
     axes.set(
-        title=rf"|eigenvalues| at the global minimum, $\tau = {config.tau[middle]:g}$",
-        xlabel="rank; dotted: dimension of the rotations, $(K-1)(2d-K)/2$",
+        title="Proposition 2's direction; in brackets, where it curves upwards",
+        xlabel=r"$-$ smallest eigenvalue of the Hessian",
+        ylabel="its curvature / the smallest eigenvalue",
     )
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7)
 
 
 def _plot_table(axes: Axes, config: Config, data: Data) -> None:
     axes.axis("off")
     axes.set_title("strict saddles / saddles, and least index")
     rows = []
-    for K in config.num_classes:
+    for size in _sizes(config):
         row = []
         for tau in config.tau:
-            here = (data["saddle_num_classes"] == K) & np.isclose(data["saddle_tau"], tau)
+            here = _in_setting(data, size, tau)
             strict = np.sum(data["saddle_smallest"][here] < 0)
             least = data["saddle_index"][here].min() if here.any() else "-"
             row.append(f"{strict} / {here.sum()}, {least}")
         rows.append(row)
-    sizes = zip(config.num_classes, config.samples_per_class, config.dim, strict=True)
     table = axes.table(
         rows,
-        rowLabels=[f"K={K}, n={n}, d={d}" for K, n, d in sizes],
+        rowLabels=[str(size) for size in _sizes(config)],
         colLabels=[rf"$\tau = {tau:g}$" for tau in config.tau],
-        bbox=Bbox.from_bounds(0.16, 0.1, 0.84, 0.8),
+        bbox=Bbox.from_bounds(0.2, 0.05, 0.8, 0.9),
         cellLoc="center",
     )
     table.set_fontsize(9)
@@ -417,7 +571,7 @@ def _plot_ways_down(axes: Axes, data: Data) -> None:
 EXPERIMENT = Experiment(
     name="landscape",
     title="Theorem 2 tested: saddles strict, minima global",
-    duration="2 min",
+    duration="3 min",
     config=Config,
     check=check,
     run=run,

@@ -45,7 +45,7 @@ def check(config: Config) -> None:
         raise ValueError(f"num_classes must be at least 3 to merge some, but is {config.num_classes}.")
     if config.dim <= config.num_classes:
         raise ValueError(
-            "the direction of Proposition 2 needs dim larger than num_classes, "
+            "the direction of negative curvature needs dim larger than num_classes, "
             f"but they are {config.dim} and {config.num_classes}."
         )
     for name in ("step_size", "points"):
@@ -81,10 +81,13 @@ def _saddle(config: Config, problem: ufm.Problem, key: jax.Array) -> ufm.Point:
 
 def _compute(config: Config, problem: ufm.Problem, saddle: ufm.Point) -> dict[str, jax.Array]:
     manifold = problem.manifold
-    constructed, curvature = ufm.landscape.negative_curvature(problem, saddle, scaled=True)
+    constructed, curvature = ufm.landscape.negative_curvature(problem, saddle)
     eigenvalues, eigenvectors = ufm.landscape.eigenpairs(problem, saddle)
-    others = [jax.tree.map(lambda v, i=i: v[i], eigenvectors) for i in (0, -1)]
-    seconds = [_perpendicular(manifold, saddle, constructed, other) for other in others]
+    first, second, largest = (jax.tree.map(lambda v, i=i: v[i], eigenvectors) for i in (0, 1, -1))
+    # The smallest eigenvalue is often multiple, and the constructed direction among its eigenvectors.
+    overlaps = [jnp.abs(manifold.inner_product(saddle, constructed, v)) for v in (first, second)]
+    smallest = jax.tree.map(lambda a, b: jnp.where(overlaps[0] <= overlaps[1], a, b), first, second)
+    seconds = [_perpendicular(manifold, saddle, constructed, other) for other in (smallest, largest)]
 
     def at(first, second, x, y):
         step = jax.tree.map(lambda a, b: x * a + y * b, first, second)
@@ -157,8 +160,8 @@ def plot(config: Config, data: Data) -> Figure:
     colors = plotting.sequence_colors(config.trials)
     axis = data["axis"]
     for axes, which, column, words in [
-        (panels[0], "smallest", 1, "smallest eigenvector"),
-        (panels[1], "largest", 2, "largest eigenvector"),
+        (panels[0], "smallest", 1, "a smallest eigenvector"),
+        (panels[1], "largest", 2, "a largest eigenvector"),
     ]:
         loss = data[f"loss_{which}"]
         levels = np.linspace(data["minimum"], loss.max(), 25)
@@ -168,9 +171,7 @@ def plot(config: Config, data: Data) -> Figure:
             axes.plot(path[:, 0], path[:, column], color="white", linewidth=1.2)
             axes.plot(path[-1, 0], path[-1, column], "o", color="C1", markersize=4)
         axes.plot(0, 0, "*", color="red", markersize=12, markeredgecolor="white")
-        axes.set(
-            xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with the {words}"
-        )
+        axes.set(xlabel="constructed direction", ylabel=words, aspect="equal", title=f"plane with {words}")
         axes.grid(False)
         figure.colorbar(filled, ax=axes, shrink=0.75, format="%.2f", label="loss")
     for cost, color in zip(data["cost"], colors, strict=True):

@@ -134,7 +134,7 @@ def _nc1(config: Config, solver: str, problem: ufm.Problem, scale: float, key: j
     return ufm.minimize(
         problem,
         start,
-        getattr(ufm.solvers, solver)(),
+        descent.SOLVERS[solver],
         max_steps=most_steps(config, solver),
         tolerance=0.0,
         record=nc1,

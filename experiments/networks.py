@@ -152,16 +152,18 @@ def network(
 
 
 def check_kept(config: NetworkConfig, networks: Sequence[Network]) -> None:
-    """Raises ValueError where other code or another JAX has trained some, and `config.reuse` is not set.
+    """Raises ValueError where other code, JAX or data have trained some, and `config.reuse` is not set.
 
     Where it is set, the same is said on stderr.
     """
     store = Store(config.out)
     kept = [record for network in networks if (record := store.record(network)) is not None]
-    theirs = [record for record in kept if others(record)]
+    data = {name: datasets.digest(name) for name in {record["network"]["dataset"] for record in kept}}
+    by_others = [others(record, data[record["network"]["dataset"]]) for record in kept]
+    theirs = [words for words in by_others if words]
     if not theirs:
         return
-    who = ", ".join(sorted({words for record in theirs for words in others(record)}))
+    who = ", ".join(sorted(set().union(*theirs)))
     what = f"{len(theirs)} of {len(networks)} networks in '{store.folder}' were trained by {who}"
     if not config.reuse:
         raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them anew.")

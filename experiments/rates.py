@@ -232,7 +232,7 @@ def plot(config: Config, data: Data) -> Figure:
 EXPERIMENT = Experiment(
     name="rates",
     title="local rates of collapse, measured and predicted",
-    duration="40 s",
+    duration="30 s",
     config=Config,
     check=check,
     run=run,

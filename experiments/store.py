@@ -36,7 +36,9 @@ History = dict[str, np.ndarray]
 """Metrics after every epoch, (epochs,) each."""
 
 Record = dict[str, Any]
-"""What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, and `made_by`."""
+"""What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, `made_by`, and the
+digest of its `data`.
+"""
 
 _DECIDING = [
     Path(training.__file__),
@@ -154,6 +156,7 @@ class Store:
         if record is None:  # Then nobody knows who made the checkpoints.
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
             record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
+            record["data"] = datasets.digest(network.dataset)
         if self._maker not in record["made_by"]:
             record["made_by"].append(self._maker)
         checkpoints = Checkpoints(self._checkpoints(network), seconds)
@@ -219,9 +222,11 @@ def origin() -> dict[str, Any]:
     }
 
 
-def others(record: Record) -> set[str]:
-    """What other than this code and this JAX has trained a network, in words."""
+def others(record: Record, data: str) -> set[str]:
+    """What other than this code, this JAX and these `data` (a digest) has trained a network, in words."""
     words = set()
+    if record.get("data", data) != data:  # Records of earlier code do not say.
+        words.add(f"other data of the name {record['network']['dataset']}")
     for maker in record["made_by"]:
         git = maker["git"] or {"commit": "unknown", "dirty": False}
         if maker["code"] != code_digest():

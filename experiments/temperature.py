@@ -182,7 +182,7 @@ def _draw(axes: Axes, config: Config, data: Data, solver: str, i: int) -> None:
 EXPERIMENT = Experiment(
     name="temperature",
     title="the best temperature, measured and predicted",
-    duration="60 s",
+    duration="90 s",
     config=Config,
     check=check_ufm,
     run=run,

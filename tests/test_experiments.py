@@ -48,8 +48,8 @@ _BENCH_NETWORKS = [
     "--epochs",
     "2",
 ]
+_LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "3", "--dim", "5", "--imbalance", "0"]
 _BENCH_SOLVERS = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "4", "--rounds", "1"]
-_LANDSCAPE = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "5"]
 SMALL = {
     "fig4": [*_NETWORK, "5"],
     **dict.fromkeys(["fig6", "table2"], _COMPARISON),
@@ -265,14 +265,10 @@ def test_claims_judge_the_data():
         (["fig5", "--start_scale", "0"], "start_scale must be positive and finite, but is 0.0."),
         (["fig9", "--seed", "9" * 20], "seed must lie between 0 and 4294967295, but is 9999"),
         (["landscape", "--dtype", "float32"], "dtype must be float64, in which gradients reach 1e-12"),
-        (["landscape", "--dim", "4"], "need one value for each problem, but have 5, 5, 1."),
+        (["landscape", "--dim", "4"], "need one value for each problem, but have 9, 9, 1, 9."),
         (
-            ["landscape", *_LANDSCAPE, "--tau", "9"],
-            "tau below 4.5 at num_classes 3 and dim 5, but tau is 9.",
-        ),
-        (
-            ["landscape", *_LANDSCAPE[:4], "--dim", "3"],
-            "dim larger than num_classes, but they are 3 and 3.",
+            ["landscape", *_LANDSCAPE[:4], "--dim", "3", "--imbalance", "0", "--num_classes", "4"],
+            "dim at least num_classes, but they are 3 and 4.",
         ),
         (["landscape-window", "--dim", "4"], "needs dim larger than num_classes, but they are 4 and 4."),
         (["landscape-conditions", "--dim", "2"], "one value for each problem, but have 12 and 1."),
@@ -438,3 +434,11 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypat
     code, _, err = main(capsys, "fig9", "--out", "~nobody-of-this-name/x")
     assert code == 2
     assert err == "error: the home folder in '~nobody-of-this-name/x' is not known.\n"
+
+
+def test_focal_losses_of_small_gamma_end_at_collapse(tmp_path, capsys):
+    """At large temperatures p rounds to 1 there, where the derivatives of the focal loss were NaN."""
+    fields = ["--gamma", 0.5, "--num_classes", 3, "--trials", 2, "--tau", 1, 20, 60]
+    code, out, _ = main(capsys, "fig11", "--out", tmp_path, *fields)
+    assert code == 0
+    assert "FAILS" not in out

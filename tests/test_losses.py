@@ -112,6 +112,12 @@ def test_supervised_contrastive_has_finite_gradients(tau, dtype):
     [
         (lambda z, y: losses.focal(z, y, gamma=-1.0), "gamma must be finite and at least 0, but is -1.0"),
         (lambda z, y: losses.label_smoothing(z, y, alpha=1.5), "alpha must lie between 0 and 1"),
+        (lambda z, y: losses.focal(z, y, gamma=jnp.ones((3, 1))), "gamma must be a scalar, but has shape"),
+        (lambda z, y: losses.focal(z, y, gamma=[1.0, 2.0, 3.0]), "gamma must be a scalar, but has shape"),
+        (lambda z, y: losses.label_smoothing(z, y, alpha=np.full(3, 0.1)), "alpha must be a scalar"),
+        (lambda z, y: losses.supervised_contrastive(z, y, np.ones(3)), "tau must be a scalar"),
+        (lambda z, y: losses.cross_entropy(1.0, y), r"logits must have an axis of classes, \(..., K\)"),
+        (lambda z, y: losses.supervised_contrastive(z[0], y, 1.0), "features must be a matrix"),
         (lambda z, y: losses.supervised_contrastive(z, y, 1.0), "at least two samples of every class"),
         (lambda z, y: losses.supervised_contrastive(z, y, 0.0), "tau must be positive"),
     ],
@@ -186,3 +192,17 @@ def test_label_smoothing_asks_nothing_of_classes_without_weight():
     found = losses.label_smoothing(jnp.array([[1.0, 2.0, -jnp.inf]]), jnp.array([0]), alpha=0.0)
     np.testing.assert_allclose(found, np.log1p(np.e))
     assert losses.label_smoothing(jnp.array([[1.0, -jnp.inf]]), jnp.array([0]), alpha=0.1) == jnp.inf
+
+
+@pytest.mark.parametrize("loss", LABELED)
+@pytest.mark.parametrize("kind", ["int8", "int32", "bool", "list"])
+def test_whole_logits_are_those_numbers(loss, kind):
+    logits = np.array([[1, 0, 0], [0, 1, 1]])
+    found = loss(logits.tolist() if kind == "list" else jnp.asarray(logits, kind), [0, 2])
+    np.testing.assert_array_equal(found, loss(jnp.asarray(logits, float), jnp.array([0, 2])))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("loss", LABELED)
+def test_losses_of_halves_are_halves(loss, dtype):
+    assert loss(jnp.ones((2, 3), dtype), jnp.array([0, 1])).dtype == dtype

@@ -285,6 +285,27 @@ def test_nc1_of_ill_conditioned_means_in_single_precision():
     np.testing.assert_allclose(found, 1.5, rtol=1e-3)
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(["float32", "float64"]),
+    ratio=st.sampled_from([1.0, 1e-1, 1e-2, 1e-3]),
+    scale=st.sampled_from([1e-10, 1.0, 1e10]),
+)
+@settings(deadline=None, max_examples=20)
+def test_nc1_of_means_of_any_condition(seed, dtype, ratio, scale):
+    """Singular values of the class means from 1 to `ratio`, deviations of the size of the smallest."""
+    generator = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(generator.normal(size=(4, 4)))[0] for _ in range(2))
+    means = left * np.geomspace(1, ratio, 4) @ right
+    labels = np.tile(np.arange(4), 3)
+    H = (scale * (means[labels] + ratio * generator.normal(size=(12, 4)))).astype(dtype)
+    with jax.enable_x64(dtype == "float64"):
+        found = metrics.nc1(jnp.asarray(H), jnp.asarray(labels), 4)
+    assert found.dtype == dtype
+    close = {"float32": 1e-7, "float64": 1e-14}[dtype] * 100 / ratio
+    np.testing.assert_allclose(found, reference_nc1(H / scale, labels, 4), rtol=close)
+
+
 def test_cdnv_has_derivatives():
     generator = np.random.default_rng(1)
     labels = jnp.repeat(jnp.arange(3), 4)
@@ -293,3 +314,13 @@ def test_cdnv_has_derivatives():
     direction = generator.normal(size=H.shape)
     ends = [metrics.cdnv(H + t * direction, labels, 3) for t in (-1e-5, 1e-5)]
     np.testing.assert_allclose(jnp.sum(gradient * direction), (ends[1] - ends[0]) / 2e-5, rtol=1e-7)
+
+
+def test_equal_class_means_hide_any_spread_from_nc1():
+    """docs/metrics.md: the pseudo-inverse of zero is zero; CDNV is infinite there."""
+    generator = np.random.default_rng(0)
+    offsets = generator.normal(size=(3, 8))
+    features = jnp.asarray(np.concatenate([offsets, -offsets, offsets[:, ::-1], -offsets[:, ::-1]]))
+    labels = jnp.repeat(jnp.arange(2), 6)
+    assert ufm.metrics.nc1(features, labels, 2) == 0
+    assert ufm.metrics.cdnv(features, labels, 2) == jnp.inf

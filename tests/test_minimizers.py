@@ -100,14 +100,14 @@ def focal_of_margin(s, num_classes, gamma):
 
 
 def test_the_focal_test_is_that_of_the_tangent_on_all_margins():
-    """Its two evaluations agree with 20001 samples of the loss and its tangent in 100 random settings."""
+    """Its evaluations agree with 20001 samples of the loss and its tangent in 100 random settings."""
     verdicts = []
     slope = jax.jit(jax.value_and_grad(focal_of_margin), static_argnums=1)
     for seed in range(100):
         draw = np.random.default_rng(seed)
         k, gamma = int(draw.choice([2, 5, 30, 100])), draw.uniform(0, 6)
         tau = np.exp(draw.uniform(np.log(0.1), np.log(30)))
-        at, s = k * tau / (k - 1), np.linspace(-2 * tau, 2 * tau, 20001)
+        at, s = k * tau / (k - 1), np.linspace(0, 4 * tau, 20001)
         value, derivative = slope(at, k, gamma)
         above = np.asarray(focal_of_margin(s, k, gamma)) - value - derivative * (s - at)
         verdicts.append(bool(theory.focal_is_optimal_at_collapse(k, tau, gamma)))
@@ -148,8 +148,35 @@ def test_where_collapse_is_proved_optimal_for_the_focal_loss():
     assert not np.any(theory.focal_is_optimal_at_collapse(100, tau[tau <= 2], 3.0))
     assert np.all(theory.focal_is_optimal_at_collapse(100, tau[tau >= 3], 3.0))
     assert np.all(theory.focal_is_optimal_at_collapse(100, tau, 0.0))
+    assert np.sum(theory.focal_is_optimal_at_collapse(30, tau, 10.0)) == 59
     table = theory.focal_is_optimal_at_collapse(100, tau[:, None], np.array([0.0, 1.0, 3.0]))
     assert table.shape == (60, 3)
+
+
+def test_float32_is_not_silent_where_float64_proves_collapse():
+    """1500 settings, among them tiny temperatures and gamma = 0, where psi is convex."""
+    draw = np.random.default_rng(0)
+    for k in (2, 5, 16, 100, 1000):
+        tau = np.exp(draw.uniform(np.log(1e-4), np.log(100), 300))
+        gamma = draw.uniform(0, 10, 300) * (draw.uniform(size=300) < 0.6)
+        exact = theory.focal_is_optimal_at_collapse(k, tau, gamma)
+        rounded = theory.focal_is_optimal_at_collapse(k, jnp.float32(tau), jnp.float32(gamma))
+        np.testing.assert_array_equal(rounded, exact)
+        assert np.all(exact[gamma == 0])
+
+
+def test_mean_margins_are_bounded_by_numbers_that_are_not_negative():
+    """docs/focal.md: `s_i <= s* |w_{y_i} - mean|`, whose mean is at most s*; so the test may end at 0."""
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        k, tau = int(draw.integers(2, 8)), np.exp(draw.uniform(-2, 3))
+        W, H = (draw.normal(size=(k, 4)) + draw.normal(size=4) for _ in range(2))
+        W, H = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (W, H))
+        z = tau * H @ W.T
+        margins = k / (k - 1) * (np.diag(z) - z.mean(1))
+        bounds = k * tau / (k - 1) * np.linalg.norm(W - W.mean(0), axis=1)
+        assert np.all(margins <= bounds + 1e-12)
+        assert bounds.mean() <= k * tau / (k - 1) + 1e-12
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,17 @@ def test_bad_input_is_one_sentence(call, message):
 def test_too_few_dimensions_for_collapse_are_a_warning():
     with pytest.warns(UserWarning, match="dim is 2, but a simplex ETF of 4 classes needs at least 3"):
         PROBLEMS["cross_entropy"].random_point(jax.random.key(0), 2)
+
+
+def test_a_point_of_integers_has_the_cost_of_its_numbers():
+    """A temperature of 0.5 in their dtype would be 0."""
+    W, H = np.eye(4, 6, dtype=int), np.eye(4, 6, dtype=int)[np.asarray(LABELS)]
+    for problem in (ufm.normalized(LABELS, 4, tau=0.5), ufm.regularized(LABELS, 4, weight_decay=0.1)):
+        found = problem.cost(ufm.Point(jnp.asarray(W), jnp.asarray(H)))
+        np.testing.assert_allclose(found, problem.cost(ufm.Point(W * 1.0, H * 1.0)), rtol=1e-14)
+
+
+def test_a_point_of_lists_is_refused():
+    point = ufm.Point(np.eye(4, 6).tolist(), np.eye(4, 6)[np.asarray(LABELS)].tolist())
+    with pytest.raises(ValueError, match="the point must hold arrays"):
+        ufm.landscape.certify(PROBLEMS["cross_entropy"], point)

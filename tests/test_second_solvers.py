@@ -220,6 +220,26 @@ def test_trust_region_goes_on_where_values_say_nothing_but_slopes_do():
         assert ufm.metrics.nc2(means) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("curvatures", "settings", "expected"),
+    [
+        ([1.0, 2.0, 3.0], {}, "RESIDUAL"),
+        ([1.0, 2.0, 3.0], {"initial_radius": 0.1}, "BOUNDARY"),
+        ([1.0, 2.0, -3.0], {}, "NEGATIVE_CURVATURE"),
+        ([1.0, 2.0, 3.0], {"max_inner": 1}, "MAX_INNER"),
+    ],
+)
+def test_the_trust_region_says_why_its_inner_iteration_stopped(curvatures, settings, expected):
+    """On a quadratic, of which the model is no approximation."""
+    objective = ufm.Objective(
+        lambda x: jnp.sum(jnp.array(curvatures) * x**2) / 2, ufm.manifolds.Euclidean()
+    )
+    solver = ufm.solvers.trust_region(**{"initial_radius": 50.0, "max_radius": 100.0} | settings)
+    state = solver.init(objective, jnp.ones(3))
+    assert state.inner_stop == ufm.solvers.InnerStop.NOT_RUN
+    assert solver.step(objective, state).inner_stop == ufm.solvers.InnerStop[expected]
+
+
 @pytest.mark.slow
 def test_an_inner_iteration_of_order_one_half_saves_products_in_both_metrics():
     """The table of docs/riemannian.md at its smallest size."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import cli, fig06, fig10, networks, runs, status, store, table2, training
+from experiments import data as datasets
 from experiments.store import Network, Store
 from nets import resnet
 
@@ -242,6 +243,21 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     assert_same(found, whole)
     makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
     assert makers == ["0.99"] if state == "finished" else ["0.99", jax.__version__]
+
+
+def test_networks_of_other_data_of_the_same_name_are_refused(tiny, tmp_path, monkeypatch):
+    tiny(tmp_path, 0.5)
+    config = fig10.Config(out=tmp_path)
+    setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
+    network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
+    networks.check_kept(config, [network])
+    own = datasets._LOADERS[network.dataset]
+    turned = lambda *arguments: own(*arguments)._replace(images=own(*arguments).images[:, ::-1])  # noqa: E731
+    monkeypatch.setitem(datasets._LOADERS, network.dataset, turned)
+    with pytest.raises(
+        ValueError, match=f"by other data of the name {network.dataset}: --reuse takes them"
+    ):
+        networks.check_kept(config, [network])
 
 
 def test_the_command_line_refuses_them_in_one_sentence(tmp_path, capsys):

@@ -66,11 +66,53 @@ def test_label_smoothing_minimum_minimizes_its_one_dimensional_problem(k, alpha,
 
 def test_label_smoothing_ends_of_the_range():
     assert theory.label_smoothing_threshold(5, 0.0) == np.inf
-    np.testing.assert_allclose(theory.label_smoothing_threshold(5, 1.0), 0, atol=1e-15)
+    assert all(theory.label_smoothing_threshold(k, 1.0) == 0 for k in range(2, 60))
+    for k in (5, 6, 59):
+        axis = jnp.eye(1, k, k - 1)
+        np.testing.assert_array_equal(
+            theory.label_smoothing_cone(k, k, 1.0, alpha=1.0), jnp.tile(axis, (k, 1))
+        )
     np.testing.assert_allclose(
         theory.label_smoothing_minimum(5, 2.0, 0.0), theory.cross_entropy_minimum(5, 2.0), rtol=1e-14
     )
     np.testing.assert_allclose(theory.label_smoothing_minimum(5, 2.0, 1.0), np.log(5), rtol=1e-12)
+
+
+def test_the_constant_of_proposition_1_has_tau():
+    """docs/errata.md: with it the first inequality of the proof is an equality at collapse."""
+    k, tau = 5, 3.0
+    W = np.asarray(theory.simplex_etf(k, k))
+    difference = W.sum(0) @ W[0] - k * W[0] @ W[0]
+
+    def slack(exponent):
+        c1 = 1 / ((k - 1) * np.exp(exponent / (k - 1)))
+        c2 = np.log((1 + c1) * (k - 1)) / (1 + c1) + c1 / (1 + c1) * np.log((1 + c1) / c1)
+        return (1 + c1) * (k - 1) * (theory.cross_entropy_minimum(k, tau) - c2) - tau * difference
+
+    assert abs(slack(tau * difference)) < 1e-12
+    assert slack(difference) > 0.1
+
+
+def test_the_contrastive_minimum_near_zero_keeps_its_digits():
+    value = theory.supervised_contrastive_minimum(3, 2, 6.0)
+    np.testing.assert_allclose(value, 4 * np.exp(-54), rtol=1e-12)
+    np.testing.assert_allclose(
+        theory.supervised_contrastive_minimum(4, 5, 1.5), np.log(4 + 15 * np.exp(-3)), rtol=1e-14
+    )
+
+
+def test_collapse_in_k_minus_1_dimensions_attains_the_minima():
+    """The gap proves it: of cross entropy at every tau, of label smoothing up to its threshold."""
+    point, labels = collapse(4, 3, d=3)
+    for loss, tau, minimum in [
+        (ufm.losses.cross_entropy, 0.5, theory.cross_entropy_minimum(4, 0.5)),
+        (ufm.losses.cross_entropy, 9.0, theory.cross_entropy_minimum(4, 9.0)),
+        (ufm.losses.label_smoothing, 2.7, theory.label_smoothing_minimum(4, 2.7)),
+    ]:
+        problem = ufm.normalized(labels, 4, loss=loss, tau=tau)
+        np.testing.assert_allclose(problem.cost(point), minimum, rtol=1e-12)
+        assert ufm.landscape.optimality_gap(problem, point) < 1e-14
+    assert 2.7 < theory.label_smoothing_threshold(4) < 2.75
 
 
 def test_functions_of_tau_broadcast():

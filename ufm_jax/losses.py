@@ -3,6 +3,8 @@
 Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +14,50 @@ from ufm_jax import _checks
 from ufm_jax._products import matmul
 
 
+def convex(loss: Callable) -> Callable:
+    """Marks a loss as convex in the logits: `landscape.certify` asks for that, and takes your word.
+
+    Args:
+        loss: a function of logits (..., K) and labels (...), marked in place; also as a decorator.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> @ufm.losses.convex
+        ... def one_vs_rest(logits, labels):
+        ...     signs = 1 - 2 * jax.nn.one_hot(labels, logits.shape[-1])
+        ...     return jnp.sum(jax.nn.softplus(signs * logits), axis=-1)
+        >>> ufm.losses.is_convex(one_vs_rest)
+        True
+
+    Reference: what a convex loss proves of a point is in docs/landscape.md.
+    """
+    loss.is_convex = True  # type: ignore[attr-defined]
+    return loss
+
+
+def is_convex(loss: Callable) -> bool:
+    """Whether a loss, or the one whose parameters a `functools.partial` sets, is marked by `convex`.
+
+    Args:
+        loss: a function of logits (..., K) and labels (...).
+
+    Returns:
+        bool; False where nobody has said so. Cross entropy and label smoothing are marked.
+
+    Example:
+        >>> ufm.losses.is_convex(ufm.losses.cross_entropy), ufm.losses.is_convex(ufm.losses.focal)
+        (True, False)
+
+    Reference: what a convex loss proves of a point is in docs/landscape.md.
+    """
+    while hasattr(loss, "func"):
+        loss = loss.func
+    return getattr(loss, "is_convex", False)
+
+
+@convex
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Cross entropy `-log softmax(logits)[label]`, Appendix B.3.
 
@@ -47,7 +93,8 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `gamma` is negative, or the labels do not fit the logits (values: outside `jit`).
+        ValueError: `gamma` is negative or no scalar, or the labels do not fit the logits (values: outside
+            `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -56,6 +103,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
 
     Reference: Lin, Goyal, Girshick, He, Dollar, *Focal Loss for Dense Object Detection*, ICCV 2017.
     """
+    _checks.scalar("gamma", gamma)
     _checks.at_least("gamma", gamma, 0)
     logits, labels = _logits_and_labels(logits, labels)
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
@@ -65,6 +113,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
     return jnp.exp(-gamma * jax.nn.softplus(-against)) * jax.nn.softplus(against)
 
 
+@convex
 def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) -> jax.Array:
     """Cross entropy against `(1 - alpha) onehot(label) + alpha / K` (Appendix E.4).
 
@@ -77,7 +126,8 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
         The loss of each sample, (...).
 
     Raises:
-        ValueError: `alpha` is outside [0, 1], or the labels do not fit the logits (values: outside `jit`).
+        ValueError: `alpha` is outside [0, 1] or no scalar, or the labels do not fit the logits (values:
+            outside `jit`).
 
     Example:
         >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0])
@@ -86,6 +136,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
 
     Reference: Szegedy et al., *Rethinking the Inception Architecture*, CVPR 2016.
     """
+    _checks.scalar("alpha", alpha)
     _checks.within("alpha", alpha, 0, 1)
     logits, labels = _logits_and_labels(logits, labels)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
@@ -140,8 +191,8 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
         The mean loss of the N anchors, a scalar.
 
     Raises:
-        ValueError: `tau` is not positive, a class has a single sample, a label is negative (checked outside
-            `jit`), or the labels do not fit the features.
+        ValueError: `tau` is not positive or no scalar, a class has a single sample, a label is negative
+            (checked outside `jit`), or the labels do not fit the features.
 
     Example:
         >>> H, labels = ufm.theory.simplex_etf(2, dim=2)[jnp.array([0, 0, 1, 1])], jnp.array([0, 0, 1, 1])
@@ -152,6 +203,7 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
 
     Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
     """
+    _checks.scalar("tau", tau)
     _checks.positive("tau", tau)
     features = _checks.floating("features", _checks.matrix("features", features))
     labels = _checks.class_labels(labels, shape=features.shape[:1])

@@ -108,6 +108,10 @@ class Problem(Objective):
     def check_point(self, point: Point) -> None:
         """Raises ValueError where `point` does not fit the problem or, outside `jit`, its manifold."""
         W, H = point
+        if not all(hasattr(x, "dtype") for x in jax.tree.leaves(point)):
+            raise ValueError(
+                "the point must hold arrays, Point(W=(K, d), H=(N, d)), but holds other things."
+            )
         fits = (W is not None) == self.has_classifier and H.ndim == 2 and len(H) == len(self.labels)
         if fits and W is not None:
             fits = W.shape == (self.num_classes, H.shape[1]) and W.dtype == H.dtype
@@ -268,7 +272,8 @@ class Problem(Objective):
 
     @staticmethod
     def _cast(scalar: ArrayLike, point: Point) -> jax.Array:
-        return jnp.asarray(scalar, point.H.dtype)
+        # In the integers of a point that is not floating, a temperature of 0.5 would be 0.
+        return jnp.asarray(scalar, point.H.dtype if jnp.issubdtype(point.H.dtype, jnp.floating) else float)
 
 
 def balanced_labels(num_classes: int, samples_per_class: int) -> jax.Array:
@@ -459,12 +464,12 @@ def _problem(
 class _Partial:
     """`functools.partial`, equal to another of the same function and arguments: `jit` knows it again."""
 
-    function: Callable
+    func: Callable
     args: tuple
     keywords: tuple
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return self.function(*self.args, logits, labels, **dict(self.keywords))
+        return self.func(*self.args, logits, labels, **dict(self.keywords))
 
 
 def _by_value(loss: Loss) -> Loss:

@@ -1,17 +1,20 @@
 """Critical points of the normalized UFM that are not its minimum, built or found.
 
-`rank_one`, `merged_classes` and `antipodal` build them; `find_critical_point` goes to one from anywhere.
-What they are like is asked of `ufm_jax.landscape`. The paper's Proposition 2 is about them.
+`sign_pattern`, `rank_one`, `full_rank`, `merged_classes` and `antipodal` build them; `find_critical_point`
+goes to one from anywhere. What they are like is asked of `ufm_jax.landscape`. The paper's Proposition 2 is
+about them, and docs/landscape.md.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks, theory
 from ufm_jax._products import matmul
@@ -33,15 +36,15 @@ class CriticalPoint(NamedTuple):
     """
 
     point: Point
-    gradient_norm: chex.Array
-    steps: chex.Array
+    gradient_norm: jax.Array
+    steps: jax.Array
 
 
 def rank_one(
     problem: Problem,
-    key: chex.PRNGKey,
+    key: jax.Array,
     dim: int,
-    dtype: chex.ArrayDType | None = None,
+    dtype: DTypeLike | None = None,
     *,
     reflected: bool = False,
 ) -> Point:
@@ -71,17 +74,142 @@ def rank_one(
     for_points, for_signs = jax.random.split(key)
     vectors = normalize(jax.random.normal(for_points, (1 + N // K, dim), dtype))
     w, of_one_class = vectors[0], vectors[1:]
-    members = jnp.cumsum(jax.nn.one_hot(problem.labels, K, dtype=int), axis=0)
-    H = of_one_class[members[jnp.arange(N), problem.labels] - 1]
+    H = of_one_class[_numbers_in_class(problem)]
     if reflected:
         flips = jax.random.bernoulli(for_signs, shape=(N, 1))
         H = jnp.where(flips, H - 2 * matmul(H, w)[:, None] * w, H)
     return Point(jnp.tile(w, (K, 1)), H)
 
 
-def merged_classes(
-    problem: Problem, groups: chex.Array, dim: int, dtype: chex.ArrayDType | None = None
+def sign_pattern(
+    problem: Problem,
+    classifier_signs: jax.Array,
+    feature_signs: jax.Array,
+    dim: int,
+    dtype: DTypeLike | None = None,
 ) -> Point:
+    """The critical point with all vectors along one line: `w_k = s_k e` and `h_i = t_i e`, e a unit vector.
+
+    On a line the sphere has no tangent, so every choice of signs is critical, for every loss, every tau and
+    classes of any size. It is where case 2 of the paper's Proposition 2 fails (docs/errata.md). At K = 2
+    one choice is the global minimum.
+
+    Args:
+        problem: of `ufm_jax.normalized`, any loss, classes of any size.
+        classifier_signs: s, +1 or -1, (K,).
+        feature_signs: t, +1 or -1, (N,).
+        dim: d, at least 1.
+        dtype: floating type; JAX's default if None.
+
+    Returns:
+        `Point(W=(K, d), H=(N, d))`.
+
+    Raises:
+        ValueError: d < 1, the problem is not a normalized one, or the signs are not as described (values
+            are checked outside `jit`).
+
+    Example:
+        >>> problem = ufm.normalized(jnp.array([0, 1, 1, 2]), num_classes=3)
+        >>> of_classes, of_samples = jnp.array([1, 1, -1]), jnp.array([1, -1, 1, -1])
+        >>> point = ufm.saddles.sign_pattern(problem, of_classes, of_samples, dim=4)
+        >>> bool(ufm.landscape.certify(problem, point).is_critical)
+        True
+    """
+    check_normalized(problem)
+    _checks.at_least("dim", dim, 1)
+    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
+    line = jnp.eye(1, dim, dtype=dtype)
+    columns = []
+    for name, signs, count in [
+        ("classifier_signs", classifier_signs, problem.num_classes),
+        ("feature_signs", feature_signs, len(problem.labels)),
+    ]:
+        if jnp.shape(signs) != (count,):
+            raise ValueError(f"{name} must have shape ({count},), but has {jnp.shape(signs)}.")
+        if _checks.is_concrete(signs) and not np.all(np.abs(np.asarray(signs)) == 1):
+            raise ValueError(f"{name} must be +1 or -1, but are {np.asarray(signs).tolist()}.")
+        columns.append(jnp.asarray(signs, dtype)[:, None] * line)
+    return Point(*columns)
+
+
+def full_rank(
+    problem: Problem, dim: int, dtype: DTypeLike | None = None, *, reversed_samples: int = 1
+) -> Point:
+    """A critical point whose classifiers have rank K: alpha = 0, the second half of the theorem at d = K.
+
+    With a simplex ETF E and a unit vector a perpendicular to it, `w_k = cos(t) a + sin(t) E_k`, and the
+    features of class k are `E_k`, but for `r` of its n samples, which are `-E_k`. The angle t is the one at
+    which the forces of both cancel, `(n - r) q(s) = r q(-s)` with `s = K tau sin(t) / (K - 1)` and
+    `q(s) = (K-1) e^-s / (1 + (K-1) e^-s)`; it exists where tau is not too small.
+
+    Args:
+        problem: of `ufm_jax.normalized` with cross entropy, n samples of each class.
+        dim: d, at least K.
+        dtype: floating type; JAX's default if None.
+        reversed_samples: r, at least 1 and below n/2.
+
+    Returns:
+        `Point(W=(K, d), H=(N, d))`.
+
+    Raises:
+        ValueError: d < K, r is out of range, tau is too small (checked outside `jit`), the problem is not a
+            normalized one, or its classes have unequal sizes.
+
+    Example:
+        >>> problem = ufm.normalized(ufm.balanced_labels(3, 3), num_classes=3, tau=2.0)
+        >>> point = ufm.saddles.full_rank(problem, dim=3)
+        >>> int(jnp.linalg.matrix_rank(point.W)), bool(ufm.landscape.certify(problem, point).is_critical)
+        (3, True)
+
+    Reference: docs/landscape.md.
+    """
+    _check(problem)
+    K, N = problem.num_classes, len(problem.labels)
+    n, r = N // K, reversed_samples
+    if dim < K:
+        raise ValueError(f"classifiers of rank {K} need at least {K} dimensions, but dim is {dim}.")
+    needed = full_rank_threshold(K, n, r)
+    _checks.at_least("tau", problem.tau, needed)
+    frame = theory.simplex_etf(K, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    sine = jnp.asarray(needed / problem.tau, frame.dtype)
+    W = (sine * frame).at[:, -1].set(jnp.sqrt(1 - sine**2))
+    signs = jnp.where(_numbers_in_class(problem) < r, -1, 1)
+    return Point(W, signs[:, None] * frame[problem.labels])
+
+
+def full_rank_threshold(num_classes: int, samples_per_class: int, reversed_samples: int = 1) -> float:
+    """The temperature from which on the critical point of `full_rank` exists.
+
+    Args:
+        num_classes: K, at least 2.
+        samples_per_class: n, at least 3.
+        reversed_samples: r, at least 1 and below n/2.
+
+    Returns:
+        The temperature, a float.
+
+    Raises:
+        ValueError: K < 2, or r is out of range.
+
+    Reference: docs/landscape.md.
+    """
+    K, n, r = num_classes, samples_per_class, reversed_samples
+    _checks.at_least("num_classes", K, 2)
+    if not 1 <= r < n / 2:
+        raise ValueError(f"reversed_samples must be at least 1 and below n/2 = {n / 2:g}, but is {r}.")
+    # y = e^s solves y (y + K - 1) / (1 + (K - 1) y) = (n - r) / r.
+    ratio = (n - r) / r
+    half = (K - 1) * (ratio - 1) / 2
+    return (K - 1) / K * math.log(half + math.sqrt(half**2 + ratio))
+
+
+def _numbers_in_class(problem: Problem) -> jax.Array:
+    """Of each sample, how many of its class come before it, (N,)."""
+    counts = jnp.cumsum(jax.nn.one_hot(problem.labels, problem.num_classes, dtype=int), axis=0)
+    return counts[jnp.arange(len(counts)), problem.labels] - 1
+
+
+def merged_classes(problem: Problem, groups: ArrayLike, dim: int, dtype: DTypeLike | None = None) -> Point:
     """The critical point at which the classes of a group share one classifier and one feature direction.
 
     Among points of this form the cost is minimized, starting from vectors of a simplex ETF, by the trust
@@ -116,7 +244,7 @@ def merged_classes(
         if not 1 < count < K:
             raise ValueError(f"groups must number between 2 and {K - 1}, but number {count}.")
 
-    def loss_of_groups(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    def loss_of_groups(logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Losses of the K classes, from the logits between groups; those of unused groups do not matter."""
         return problem.loss(logits[groups][:, groups], labels)
 
@@ -129,7 +257,7 @@ def merged_classes(
     return Point(W[groups], H[groups][problem.labels])
 
 
-def antipodal(problem: Problem, dim: int, dtype: chex.ArrayDType | None = None) -> Point:
+def antipodal(problem: Problem, dim: int, dtype: DTypeLike | None = None) -> Point:
     """The critical point opposite to the minimum: W a simplex ETF, and each feature `-w_k` of its class.
 
     Args:
@@ -186,7 +314,7 @@ def find_critical_point(
     point: Point,
     *,
     max_steps: int = 200,
-    tolerance: chex.Numeric = 1e-12,
+    tolerance: ArrayLike = 1e-12,
     max_inner: int | None = None,
 ) -> CriticalPoint:
     """Goes to a critical point of any index, by minimizing the squared norm of the Riemannian gradient g.

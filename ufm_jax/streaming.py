@@ -137,6 +137,7 @@ def centres_of(sums: ClassSums) -> Centres:
     The centred means M (K, d) have rank K - 1 at most, since the counts weigh them to zero. Of K singular
     values the last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the
     largest, and all within the rounding of the sums, `4 eps` times the norm of the means about the origin.
+    Derivatives are NaN where two singular values are equal; those of `ufm_jax.metrics.nc1` are not.
 
     Args:
         sums: of all samples; every class has one, else the means are NaN.

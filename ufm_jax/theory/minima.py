@@ -5,9 +5,12 @@ the paper's (Theorem 1, Appendix E), and where it leaves a minimum open, of docs
 docs/focal.md.
 """
 
-import chex
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
 
@@ -27,7 +30,7 @@ FOCAL_CLASSES = 16_000
 """Classes up to which collapse minimizes the focal loss at every gamma and tau: proof in docs/focal.md."""
 
 
-def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+def simplex_etf(num_classes: int, dim: int, dtype: DTypeLike | None = None) -> jax.Array:
     """A simplex equiangular tight frame: K unit rows whose inner products are all `-1/(K-1)`.
 
     Args:
@@ -65,7 +68,7 @@ def simplex_etf(num_classes: int, dim: int, dtype: chex.ArrayDType | None = None
     return jnp.asarray(frame, dtype=dtype)
 
 
-def regular_polygon(num_classes: int, dtype: chex.ArrayDType | None = None) -> chex.Array:
+def regular_polygon(num_classes: int, dtype: DTypeLike | None = None) -> jax.Array:
     """The regular polygon: K unit rows in the plane, each 2 pi/K from the next.
 
     Args:
@@ -121,8 +124,11 @@ def packing_angle(num_classes: int, dim: int) -> float:
     )
 
 
-def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
-    """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K (Theorem 1).
+def cross_entropy_minimum(num_classes: int, tau: ArrayLike) -> jax.Array:
+    """Global minimum of the normalized UFM, `log(1 + (K-1) exp(-K tau/(K-1)))`, for d >= K - 1 (Theorem 1).
+
+    For balanced classes. The paper asks for d >= K, but a simplex ETF fits into K - 1 dimensions, and more
+    cannot help (docs/focal.md, with gamma = 0).
 
     Args:
         num_classes: K, at least 2.
@@ -142,8 +148,8 @@ def cross_entropy_minimum(num_classes: int, tau: chex.Numeric) -> chex.Array:
 
 
 def multipliers_at_collapse(
-    num_classes: int, samples_per_class: int, tau: chex.Numeric
-) -> tuple[chex.Array, chex.Array]:
+    num_classes: int, samples_per_class: int, tau: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
     """The multipliers alpha_k and beta_i of cross entropy at the global minimum, equations (25) and (26).
 
     `alpha_k = -c n/N` and `beta_i = -c/N` with `c = K / (exp(K tau/(K-1)) + K - 1)`; the paper has tau = 1
@@ -190,7 +196,7 @@ def strict_saddle_threshold(num_classes: int, dim: int) -> float:
     return 2 * (dim - 2) / (1 + (num_classes % 2) / num_classes)
 
 
-def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0) -> chex.Array:
+def focal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) -> jax.Array:
     """Focal loss at collapse, `-(1-p)^gamma log p` with `p = 1/(1 + (K-1) exp(-K tau/(K-1)))`.
 
     Args:
@@ -210,15 +216,13 @@ def focal_at_collapse(num_classes: int, tau: chex.Numeric, gamma: chex.Numeric =
     return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
 
 
-def focal_is_optimal_at_collapse(
-    num_classes: int, tau: chex.Numeric, gamma: chex.Numeric = 3.0
-) -> chex.Array:
+def focal_is_optimal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) -> jax.Array:
     """Whether collapse is proved to minimize the focal loss over the spheres: sufficient, not necessary.
 
     With `psi(s)` the focal loss at margin s, it tests whether psi lies on or above its tangent at
-    `s* = K tau/(K-1)` all over [-2 tau, 2 tau]; Jensen's inequality does the rest (docs/focal.md). The test
-    needs no sampling. psi is concave up to one inflection and convex from there on, so that it lies above
-    its tangent exactly if s* is in the convex part and psi(-2 tau) is above the tangent.
+    `s* = K tau/(K-1)` for all s >= 0; Jensen's inequality does the rest (docs/focal.md). The test needs no
+    sampling. psi is concave up to one inflection and convex from there on, so that it lies above its
+    tangent exactly if s* is in the convex part, and either 0 is too or psi(0) is above the tangent.
 
     Args:
         num_classes: K, at least 2.
@@ -238,23 +242,29 @@ def focal_is_optimal_at_collapse(
         [False  True]
     """
     _checks.at_least("gamma", gamma, 0)
-    tau, gamma = jnp.asarray(tau), jnp.asarray(gamma)
-    negative_log_p = cross_entropy_minimum(num_classes, tau)
-    p, q = jnp.exp(-negative_log_p), -jnp.expm1(-negative_log_p)
-    # psi' = -q^gamma (gamma p L + q) and psi'' = p q^gamma (gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q),
-    # L = -log p.
-    curvature = gamma * negative_log_p * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
-    slope = -(q**gamma) * (gamma * p * negative_log_p + q)
-    distance = _margin_at_collapse(num_classes, tau) + 2 * tau
-    at_the_end = _cross_entropy_at_margin(num_classes, -2 * tau)
-    psi_at_the_end = (-jnp.expm1(-at_the_end)) ** gamma * at_the_end
-    tangent_at_the_end = q**gamma * negative_log_p - slope * distance
-    return (curvature >= 0) & (psi_at_the_end >= tangent_at_the_end)
+    gamma = jnp.asarray(gamma)
+    margin = _margin_at_collapse(num_classes, tau)
+    value, slope, curvature = _focal_at_margin(num_classes, margin, gamma)
+    value_at_zero, _, curvature_at_zero = _focal_at_margin(num_classes, jnp.zeros_like(margin), gamma)
+    # Where psi is convex on all of [0, s*] there is no difference of nearby numbers to round.
+    return (curvature >= 0) & ((curvature_at_zero >= 0) | (value_at_zero >= value - slope * margin))
 
 
-def label_smoothing_at_collapse(
-    num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
-) -> chex.Array:
+def _focal_at_margin(
+    num_classes: int, margin: jax.Array, gamma: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """psi, psi' and a positive multiple of psi'' where all other classes' logits are lower by `margin`.
+
+    `psi' = -q^gamma (gamma p L + q)` and `psi'' = p q^gamma S`, with L = -log p, q = 1 - p and
+    `S = gamma L ((gamma + 1) p - 1) + (2 gamma + 1) q`.
+    """
+    L = _cross_entropy_at_margin(num_classes, margin)
+    p, q = jnp.exp(-L), -jnp.expm1(-L)
+    slope = -(q**gamma) * (gamma * p * L + q)
+    return q**gamma * L, slope, gamma * L * ((gamma + 1) * p - 1) + (2 * gamma + 1) * q
+
+
+def label_smoothing_at_collapse(num_classes: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
     """Label smoothing loss at collapse, `log(1 + (K-1) exp(-K tau/(K-1))) + alpha tau` (Appendix E.4).
 
     Args:
@@ -272,12 +282,12 @@ def label_smoothing_at_collapse(
     return cross_entropy_minimum(num_classes, tau) + alpha * jnp.asarray(tau)
 
 
-def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1) -> chex.Array:
-    """Global minimum of the label smoothing loss over the spheres, for d >= K and balanced classes.
+def label_smoothing_minimum(num_classes: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
+    """Global minimum of the label smoothing loss over the spheres, for balanced classes.
 
     With `phi(s) = log(1 + (K-1) exp(-s)) + alpha (K-1)/K s` it is `phi(min(s*, K tau/(K-1)))`, where
-    `s* = log((K-1)(1-kappa)/kappa)`, `kappa = alpha (K-1)/K`, minimizes phi. Collapse is optimal up to
-    `label_smoothing_threshold`; beyond it the minimizer is a cone around a shared axis.
+    `s* = log(1 + K (1 - alpha)/alpha)` minimizes phi. Up to `label_smoothing_threshold` collapse is
+    optimal, for d >= K - 1; beyond it a cone around a shared axis is, which needs d >= K.
 
     Args:
         num_classes: K, at least 2.
@@ -295,7 +305,7 @@ def label_smoothing_minimum(num_classes: int, tau: chex.Numeric, alpha: chex.Num
     return _cross_entropy_at_margin(num_classes, margin) + slope * margin
 
 
-def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> chex.Array:
+def label_smoothing_threshold(num_classes: int, alpha: ArrayLike = 0.1) -> jax.Array:
     """The temperature `tau* = (K-1) s*/K` up to which collapse minimizes the label smoothing loss.
 
     Args:
@@ -315,9 +325,7 @@ def label_smoothing_threshold(num_classes: int, alpha: chex.Numeric = 0.1) -> ch
     return (num_classes - 1) / num_classes * _label_smoothing_margin(num_classes, alpha)
 
 
-def label_smoothing_cone(
-    num_classes: int, dim: int, tau: chex.Numeric, alpha: chex.Numeric = 0.1
-) -> chex.Array:
+def label_smoothing_cone(num_classes: int, dim: int, tau: ArrayLike, alpha: ArrayLike = 0.1) -> jax.Array:
     """A minimizer of label smoothing: the rows of W, with `h_i = w_{y_i}` (docs/label_smoothing.md).
 
     `W = cos(t) 1 a^T + sin(t) ETF` with a unit vector a perpendicular to the ETF and
@@ -352,9 +360,7 @@ def label_smoothing_cone(
     return (jnp.sqrt(sine_square) * frame).at[:, -1].set(jnp.sqrt(1 - sine_square))
 
 
-def supervised_contrastive_minimum(
-    num_classes: int, samples_per_class: int, tau: chex.Numeric
-) -> chex.Array:
+def supervised_contrastive_minimum(num_classes: int, samples_per_class: int, tau: ArrayLike) -> jax.Array:
     """Global minimum of equation (40), `log((n-1) + n(K-1) exp(-tau^2 K/(K-1)))`, for d >= K - 1.
 
     Args:
@@ -372,22 +378,24 @@ def supervised_contrastive_minimum(
     """
     _checks.at_least("samples_per_class", samples_per_class, 2)
     n, margin = samples_per_class, _margin_at_collapse(num_classes, tau)
-    return jnp.log(n - 1 + n * (num_classes - 1) * jnp.exp(-jnp.asarray(tau) * margin))
+    # Near the value 0 of n = 2 the logarithm of the sum would lose what is added to 1.
+    others = n * (num_classes - 1) / (n - 1) * jnp.exp(-jnp.asarray(tau) * margin)
+    return math.log(n - 1) + jnp.log1p(others)
 
 
-def _margin_at_collapse(num_classes: int, tau: chex.Numeric) -> chex.Array:
+def _margin_at_collapse(num_classes: int, tau: ArrayLike) -> jax.Array:
     """The true class's logit minus each other's: `K tau/(K-1)`."""
     _checks.at_least("num_classes", num_classes, 2)
     _checks.positive("tau", tau)
     return num_classes / (num_classes - 1) * jnp.asarray(tau)
 
 
-def _cross_entropy_at_margin(num_classes: int, margin: chex.Array) -> chex.Array:
+def _cross_entropy_at_margin(num_classes: int, margin: jax.Array) -> jax.Array:
     return jnp.log1p((num_classes - 1) * jnp.exp(-margin))
 
 
-def _label_smoothing_margin(num_classes: int, alpha: chex.Numeric) -> chex.Array:
+def _label_smoothing_margin(num_classes: int, alpha: ArrayLike) -> jax.Array:
     _checks.at_least("num_classes", num_classes, 2)
     _checks.within("alpha", alpha, 0, 1)
-    kappa = jnp.asarray(alpha) * (num_classes - 1) / num_classes
-    return jnp.log((num_classes - 1) * (1 - kappa) / kappa)
+    alpha = jnp.asarray(alpha)
+    return jnp.log1p(num_classes * (1 - alpha) / alpha)

@@ -19,14 +19,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ufm_jax import _checks, losses
 
-_Loss = Callable[[chex.Array, chex.Array], chex.Array]
+_Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 _SEEN_BY_NC1 = ("samples inside the span", "samples along their mean")
 _SEEN_BY_NC2 = ("symmetric", "standard", "classifiers together inside the span")
@@ -47,8 +47,8 @@ class Modes:
             and its name occurs as often.
     """
 
-    eigenvalues: chex.Array
-    multiplicity: chex.Array
+    eigenvalues: jax.Array
+    multiplicity: np.ndarray
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -62,18 +62,18 @@ class CollapseRates(NamedTuple):
         nc3: the same for NC3, which is linear in it.
     """
 
-    step: chex.Array
-    nc1: chex.Array
-    nc2: chex.Array
-    nc3: chex.Array
+    step: jax.Array
+    nc1: jax.Array
+    nc2: jax.Array
+    nc3: jax.Array
 
 
 def collapse_spectrum(
     num_classes: int,
     samples_per_class: int,
     dim: int,
-    tau: chex.Numeric,
-    classifier_weight: chex.Numeric = 1.0,
+    tau: ArrayLike,
+    classifier_weight: ArrayLike = 1.0,
     loss: _Loss = losses.cross_entropy,
 ) -> Modes:
     """The Riemannian Hessian's spectrum at collapse of the normalized UFM, in the metric `w |U|^2 + |V|^2`.
@@ -110,15 +110,15 @@ def collapse_spectrum(
     K, n = num_classes, samples_per_class
     c, theta, R = _slope_and_curvatures(loss, K, tau)
     modes = _normalized_modes(K, n, dim, theta, R, classifier_weight)
-    return _assemble(modes, tau * c / (n * K))
+    return _assemble(modes, jnp.asarray(tau) * c / (n * K))
 
 
 def regularized_collapse_spectrum(
     num_classes: int,
     samples_per_class: int,
     dim: int,
-    weight_decay: chex.Numeric,
-    feature_decay: chex.Numeric,
+    weight_decay: ArrayLike,
+    feature_decay: ArrayLike,
 ) -> Modes:
     """The Hessian's spectrum where the regularized UFM with cross entropy has collapsed.
 
@@ -164,18 +164,19 @@ def regularized_collapse_spectrum(
     # Two classes leave no x and y; a, the shift of all of W, meets none of the others.
     name, kept = ("standard", [0, 2, 3]) if K > 2 else ("means together inside the span", [3])
     standard = _standard_form(K, theta, R)[np.ix_(kept, kept)]
-    modes = [
+    weights: list[ArrayLike] = [r, r, 1, 1]
+    modes: list[_Mode] = [
         *_modes_of_both_models(K, n, dim - K + 1, theta, r),
         ("samples along their mean", 1 + R, K * (n - 1)),
         ("scale", _eigenvalues(_pair(R), [r, 1]), 1),
         ("classifiers together inside the span", 1 / r, K - 1),
-        (name, _eigenvalues(standard, [[r, r, 1, 1][j] for j in kept]), K - 1),
+        (name, _eigenvalues(standard, [weights[j] for j in kept]), K - 1),
     ]
     return _assemble(modes, l_H)
 
 
 def contrastive_collapse_spectrum(
-    num_classes: int, samples_per_class: int, dim: int, tau: chex.Numeric
+    num_classes: int, samples_per_class: int, dim: int, tau: ArrayLike
 ) -> Modes:
     """The Riemannian Hessian's spectrum at collapse of the supervised contrastive model, equation (40).
 
@@ -201,7 +202,7 @@ def contrastive_collapse_spectrum(
     small = jnp.exp(-K * theta)
     q = small / (n - 1 + n * (K - 1) * small)
     own = (K - 1) / (K * (n - 1))
-    modes = [
+    modes: list[_Mode] = [
         ("rotation", 0, _rotations(K, o)),
         ("samples outside the span", 1 + own, K * (n - 1) * o),
         ("samples inside the span", 1 + own + theta, K * (n - 1) * (K - 2)),
@@ -212,7 +213,7 @@ def contrastive_collapse_spectrum(
     return _assemble(modes, 2 * square * q)
 
 
-def collapse_rates(modes: Modes, step: chex.Numeric | None = None) -> CollapseRates:
+def collapse_rates(modes: Modes, step: ArrayLike | None = None) -> CollapseRates:
     """The rates of NC1, NC2 and NC3 under gradient descent with a fixed step, near collapse.
 
     A step multiplies a motion of eigenvalue l by `1 - step l`, and a metric by the factor of the slowest
@@ -243,7 +244,7 @@ def collapse_rates(modes: Modes, step: chex.Numeric | None = None) -> CollapseRa
     _checks.positive("step", step)
     factors = jnp.abs(1 - step * modes.eigenvalues)
 
-    def slowest(seen: tuple[str, ...]) -> chex.Array:
+    def slowest(seen: tuple[str, ...]) -> jax.Array:
         is_seen = np.array([name in seen for name in modes.names])
         return jnp.max(factors, where=is_seen, initial=0)
 
@@ -252,8 +253,8 @@ def collapse_rates(modes: Modes, step: chex.Numeric | None = None) -> CollapseRa
 
 
 def collapse_condition_number(
-    num_classes: int, samples_per_class: int, tau: chex.Numeric, classifier_weight: chex.Numeric = 1.0
-) -> chex.Array:
+    num_classes: int, samples_per_class: int, tau: ArrayLike, classifier_weight: ArrayLike = 1.0
+) -> jax.Array:
     """The largest eigenvalue of `collapse_spectrum` over the smallest that is no rotation's, for d >= K.
 
     In the balanced metric, w = n, and for K >= 4 it is `1 + (K-1)/tau` up to tau = (K-1)/2, 3 there, and
@@ -288,9 +289,7 @@ def collapse_condition_number(
     return jnp.max(modes.eigenvalues) / jnp.min(modes.eigenvalues, where=moves, initial=jnp.inf)
 
 
-def best_temperature(
-    num_classes: int, samples_per_class: int, classifier_weight: chex.Numeric
-) -> chex.Array:
+def best_temperature(num_classes: int, samples_per_class: int, classifier_weight: ArrayLike) -> jax.Array:
     """The temperature at which `collapse_condition_number` is smallest.
 
     With `s = min(w/n, n/w)` it is `(K-1)/(3-s)` for K >= 4, where the condition number is
@@ -319,14 +318,14 @@ def best_temperature(
     if num_classes != 3:
         return (num_classes - 1) / (3 - s)
 
-    def is_below(theta: chex.Array) -> chex.Array:
+    def is_below(theta: jax.Array) -> jax.Array:
         """Whether the slower standard motion is still slower than all others."""
         c = 3 / (jnp.exp(3 * theta) + 2)
         slow = theta * (1 - c / 2)
         product = jnp.where(r < 1, (1 - s + slow) * theta, (1 - s + theta) * slow)
         return 4 * product < (1 - theta) ** 2
 
-    def halve(_: int, ends: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         middle = (ends[0] + ends[1]) / 2
         below = is_below(middle)
         return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
@@ -361,12 +360,12 @@ def best_temperature_of_fixed_step(num_classes: int) -> float:
     return (num_classes - 1) / num_classes * (2 + y)
 
 
-_Mode = tuple[str, chex.Numeric, int]
+_Mode = tuple[str, ArrayLike, int]
 """The name of a motion, its eigenvalue or eigenvalues, and how often each of them occurs."""
 
 
 def _normalized_modes(
-    K: int, n: int, dim: int, theta: chex.Array, R: chex.Array, weight: chex.Numeric
+    K: int, n: int, dim: int, theta: jax.Array, R: jax.Array, weight: ArrayLike
 ) -> list[_Mode]:
     """The kinds of motion on the spheres, in units of `tau c/N`."""
     r = jnp.asarray(weight, theta.dtype) / n
@@ -380,7 +379,7 @@ def _normalized_modes(
     ]
 
 
-def _modes_of_both_models(K: int, n: int, o: int, theta: chex.Array, r: chex.Array) -> list[_Mode]:
+def _modes_of_both_models(K: int, n: int, o: int, theta: jax.Array, r: jax.Array) -> list[_Mode]:
     """The kinds of motion that keep all lengths, in units of `tau c/N`; the span leaves o dimensions."""
     antisymmetric = (K - 1) * (K - 2) // 2
     return [
@@ -399,12 +398,12 @@ def _rotations(K: int, o: int) -> int:
     return (K - 1) * o + (K - 1) * (K - 2) // 2
 
 
-def _pair(curvature: chex.Array) -> chex.Array:
+def _pair(curvature: jax.Array) -> jax.Array:
     """The form `x^2 + y^2 - 2 x y + curvature (x + y)^2` of a motion that W and the means both make."""
-    return jnp.array([[1, -1], [-1, 1]]) + curvature * jnp.ones((2, 2))
+    return curvature * jnp.ones((2, 2)) + jnp.array([[1, -1], [-1, 1]])
 
 
-def _standard_form(K: int, theta: chex.Array, R: chex.Array) -> chex.Array:
+def _standard_form(K: int, theta: jax.Array, R: jax.Array) -> jax.Array:
     """Q on the standard representation of S_K, on unit vectors in the order (x, a, y, b).
 
     x and y are the symmetric parts of U W^T and M W^T that have a diagonal, M the motion of the means; a
@@ -414,16 +413,16 @@ def _standard_form(K: int, theta: chex.Array, R: chex.Array) -> chex.Array:
     a, b = np.diag([0, 1, 0, 0]), np.diag([0, 0, 0, 1])
     between = theta * np.outer(total, total) + (1 + theta) * b
     against = (R - theta) / (K - 1) * np.outer(own, own)
-    return np.outer(difference, difference) + a + between + against
+    return between + against + np.outer(difference, difference) + a
 
 
-def _eigenvalues(form: chex.Array, weights: list[chex.Numeric]) -> chex.Array:
+def _eigenvalues(form: jax.Array, weights: list[ArrayLike]) -> jax.Array:
     """The eigenvalues of a form in the metric `sum weights_j x_j^2`."""
     scale = 1 / jnp.sqrt(jnp.asarray(weights, form.dtype))
     return jnp.linalg.eigvalsh(scale[:, None] * form * scale)
 
 
-def _assemble(modes: list[_Mode], unit: chex.Array) -> Modes:
+def _assemble(modes: list[_Mode], unit: jax.Array) -> Modes:
     """All eigenvalues in one vector; kinds of motion that do not occur are left out."""
     occurring = [(name, jnp.atleast_1d(values), count) for name, values, count in modes if count > 0]
     eigenvalues = [jnp.zeros(0, unit.dtype), *(values.astype(unit.dtype) for _, values, _ in occurring)]
@@ -434,9 +433,7 @@ def _assemble(modes: list[_Mode], unit: chex.Array) -> Modes:
     )
 
 
-def _slope_and_curvatures(
-    loss: _Loss, K: int, tau: chex.Numeric
-) -> tuple[chex.Array, chex.Array, chex.Array]:
+def _slope_and_curvatures(loss: _Loss, K: int, tau: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The numbers c, theta and R of a loss at collapse, from its gradient and Hessian in the logits.
 
     There the gradient is `c (1/K - e_y)`. The Hessian has one eigenvalue for vectors of sum zero over the
@@ -457,9 +454,7 @@ def _slope_and_curvatures(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _derivatives_at_collapse(
-    loss: _Loss, K: int, tau: chex.Array
-) -> tuple[chex.Array, chex.Array, chex.Array]:
+def _derivatives_at_collapse(loss: _Loss, K: int, tau: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """For a sample of class 0 the gradient, and the Hessian times `e_1 - e_(K-1)` and times `e_0 - 1/K`."""
     own = jnp.zeros(K, tau.dtype).at[0].add(1) - 1 / K
     others = jnp.zeros(K, tau.dtype).at[1].add(1).at[-1].add(-1)
@@ -468,7 +463,7 @@ def _derivatives_at_collapse(
     return slopes, curvature(others), curvature(own)
 
 
-def _check_slopes(slopes: chex.Array, c: chex.Array) -> None:
+def _check_slopes(slopes: jax.Array, c: jax.Array) -> None:
     K = len(slopes)
     wanted = c * jnp.where(jnp.arange(K) == 0, 1 / K - 1, 1 / K)
     if not (c > 0 and jnp.allclose(slopes, wanted, rtol=1e-3, atol=10 * jnp.finfo(c.dtype).eps)):
