@@ -73,7 +73,7 @@ test: $(READY)  ## Tests without the slow ones (7 min)
 test-slow: $(READY)  ## The slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-versions:  ## The tests on every supported Python that is installed, with oldest and newest dependencies (30 min)
+test-versions:  ## The tests on Python 3.11 to 3.13, with oldest and newest dependencies (30 min)
 	@python3 tests/versions.py $(ARGS)
 
 cluster-test: $(READY)  ## Two processes of four devices each on this machine, and one of them killed (3 min)
@@ -92,7 +92,7 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.docs  ## Documentation with search, and a reference from the source: site/index.html (30 s)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(READY)  ## Wheel and sdist in dist/, checked for PyPI (30 s)
 	rm -rf build dist
