@@ -27,8 +27,8 @@ def nc1(features: ArrayLike, labels: ArrayLike, num_classes: int) -> jax.Array:
     Sigma_W is the mean of `(h_i - mean of its class)(...)^T` over all samples, Sigma_B the mean of
     `(class mean - global mean)(...)^T` over the classes, and + the pseudo-inverse with the cutoff of
     `scipy.linalg.pinv`. Classes may differ in size; the global mean is the mean of all samples. Only
-    the variability along the class means counts: where these are all equal, Sigma_B is zero, and so is NC1,
-    however widely the features are spread.
+    the variability along the class means counts: where these are exactly equal, Sigma_B is zero, and so is
+    NC1, however widely the features are spread; where they differ by rounding errors, it is huge.
 
     Args:
         features: (N, d).
