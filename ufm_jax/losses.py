@@ -145,6 +145,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
 
 
+@convex
 def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Squared error `|logits - onehot(label)|^2 / 2`.
 
