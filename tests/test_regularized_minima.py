@@ -1,5 +1,7 @@
 """Closed forms of regularized models against SciPy's L-BFGS on NumPy formulas, at random settings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -281,3 +283,45 @@ def test_squared_error_of_classes_of_any_size_by_our_own_solver():
     lengths = np.maximum(np.sqrt(sizes * 0.06 / 0.09) - 14 * 0.06, 0)
     assert lengths[2] == 0
     np.testing.assert_allclose(found.point.W @ found.point.W.T, np.diag(lengths), atol=1e-6)
+
+
+_SIZES = np.array([6, 3, 2, 1])
+_LOSSES = {
+    "cross_entropy": ufm.losses.cross_entropy,
+    "label_smoothing": functools.partial(ufm.losses.label_smoothing, alpha=0.2),
+    "squared_error": ufm.losses.squared_error,
+}
+
+
+@pytest.mark.parametrize("name", _LOSSES)
+def test_the_gap_bounds_the_distance_to_the_minimum_and_closes_there(name):
+    """Classes of any size: at 350 random points of each loss, and at minima for ten pairs of decays."""
+    labels, k = jnp.repeat(jnp.arange(4), _SIZES), 4
+    generator = np.random.default_rng(0)
+    decays = np.exp(generator.uniform(np.log(3e-3), np.log(0.1), (10, 2)))
+
+    @jax.jit
+    def solve_and_bound(lW, lH, key):
+        problem = ufm.regularized(labels, k, _LOSSES[name], weight_decay=lW, feature_decay=lH)
+        start = problem.random_point(key, 5)
+        found = ufm.minimize(problem, start, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-12)
+        points = jax.vmap(lambda k, s: jax.tree.map(lambda x: s * x, problem.random_point(k, 5)))(
+            jax.random.split(key, 35), jnp.geomspace(0.03, 3, 35)
+        )
+        at_random = jax.vmap(lambda x: (problem.cost(x), ufm.landscape.optimality_gap(problem, x)))(points)
+        return found.value, ufm.landscape.optimality_gap(problem, found.point), *at_random
+
+    for i, (lW, lH) in enumerate(decays):
+        minimum, gap, costs, gaps = solve_and_bound(lW, lH, jax.random.key(i))
+        assert 0 <= gap < 1e-10
+        assert np.all(gaps >= costs - minimum - 1e-10)
+        if name == "squared_error":
+            theory = ufm.theory.regularized_squared_error_minimum(one_hot(_SIZES), lW, lH)
+            np.testing.assert_allclose(minimum, theory, atol=1e-12)
+
+
+def test_the_gap_of_a_regularized_problem_says_for_which_losses():
+    problem = ufm.regularized(ufm.balanced_labels(3, 2), 3, ufm.losses.focal)
+    point = problem.random_point(jax.random.key(0), 4)
+    with pytest.raises(ValueError, match="known for cross_entropy, label_smoothing, squared_error"):
+        ufm.landscape.optimality_gap(problem, point)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.scipy.special import entr
 
 from ufm_jax import _checks, losses, theory
 from ufm_jax._products import matmul
@@ -337,30 +338,67 @@ def optimality_gap(problem: Problem, point: Point) -> jax.Array:
     semidefinite. Such a and b are the multipliers (`certificate_matrix`) or their means, lowered as far as
     that needs; the best of three bounds is the gap. It is 0 at every global minimum of cross entropy in
     d >= K - 1 dimensions, with classes of any size. For other losses a gap above 0 may remain even at a
-    minimum; the cost less the gap is still a lower bound of it. Whether
-    the loss is convex is for the caller to know: cross entropy, label smoothing, squared errors and hinges
-    are, the focal loss is not. Proof: docs/landscape.md.
+    minimum; the cost less the gap is still a lower bound of it. Whether the loss is convex is for the
+    caller to know: cross entropy, label smoothing, squared errors and hinges are, the focal loss is not.
+    Proof: docs/landscape.md.
+
+    Of a regularized model the decays are at least `lam = sqrt(lW lH)` times the nuclear norm of the logits,
+    so that its minimum is at least minus the convex conjugate of the mean loss at `r G`, with
+    `r = min(1, lam / |G|)` in the spectral norm: for cross entropy and label smoothing with targets t the
+    mean entropy of `t + r (softmax - t)`. The gap is 0 at global minima in enough dimensions.
 
     Args:
-        problem: of `ufm_jax.normalized`, any loss that is convex in the logits, classes of any size.
-        point: `Point(W=(K, d), H=(N, d))` on the spheres, critical or not.
+        problem: of `ufm_jax.normalized`, any loss that is convex in the logits; or of
+            `ufm_jax.regularized` with `cross_entropy`, `label_smoothing` or `squared_error` of
+            `ufm_jax.losses`. Classes of any size.
+        point: `Point(W=(K, d), H=(N, d))`, on the spheres if normalized, critical or not.
 
     Returns:
         The gap, a scalar at least 0, to within rounding errors of the size of tau |G| sqrt(K N).
 
     Raises:
-        ValueError: the problem is not a normalized one, or the point does not fit it.
+        ValueError: the problem is neither, a regularized one has another loss, or the point does not fit.
 
     Example:
         >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
         >>> problem = ufm.normalized(labels, num_classes=3, loss=ufm.losses.label_smoothing)
         >>> print(f"{ufm.landscape.optimality_gap(problem, ufm.Point(W, W[labels])):.4f}")
         0.0000
+
+    References: Journee, Bach, Absil, Sepulchre, SIAM J. Optim. 2010; for the regularized model Zhu et al.,
+    *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021, Lemma C.3.
     """
+    if problem.decay is not None:
+        return _regularized_gap(problem, point)
     check_normalized(problem)
     Z, unit = _scaled_certificate_matrix(problem, point)
     _, gap = _lowest_and_gap(Z, jnp.linalg.norm(Z.G, ord=2))
     return jnp.asarray(problem.tau, gap.dtype) * unit * gap
+
+
+def _regularized_gap(problem: Problem, point: Point) -> jax.Array:
+    """The cost less minus the conjugate of the mean loss at `r G`, a lower bound of the minimum."""
+    assert problem.decay is not None
+    problem.check_point(point)
+    loss = getattr(problem.loss, "func", problem.loss)  # A partial stands for its function.
+    scores = problem.scores(point)
+    count = len(scores)
+    G = _gradient_of_mean_loss(problem)(scores)
+    lam = jnp.sqrt(jnp.asarray(problem.decay.W * problem.decay.H, G.dtype))
+    r = jnp.minimum(1, lam / _nonzero(jnp.linalg.norm(G, ord=2)))
+    if loss in (losses.cross_entropy, losses.label_smoothing):
+        # N G is the softmax less the targets.
+        mixed = jax.nn.softmax(scores) - (1 - r) * count * G
+        bound = jnp.mean(jnp.sum(entr(jnp.clip(mixed, 0, 1)), -1))
+    elif loss is losses.squared_error:
+        targets = scores - count * G
+        bound = -jnp.sum(r * G * targets) - count / 2 * jnp.sum((r * G) ** 2)
+    else:
+        raise ValueError(
+            "the gap of a regularized problem is known for cross_entropy, label_smoothing, squared_error "
+            f"of ufm_jax.losses, but the loss is {getattr(loss, '__name__', loss)}."
+        )
+    return jnp.maximum(problem.cost(point) - bound, 0)
 
 
 def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
