@@ -1,5 +1,6 @@
 """Tests run in float64 unless they say otherwise, on two CPU devices."""
 
+import gc
 import re
 
 import jax
@@ -31,3 +32,14 @@ def float64_again():
     """The command line sets JAX up for its own run, also where a test calls it in this process."""
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_end_with_their_module():
+    """Each compiled program holds maps of memory, of which Linux gives a process 65,530 (`max_map_count`).
+
+    A process that ran half of the suite came near, and the compiler then ends in a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
