@@ -99,19 +99,7 @@ def at_minimum(config: Config, tau: jax.Array, key: jax.Array) -> tuple[Any, ...
     found = ufm.minimize(problem, start, solver, max_steps=3000, tolerance=1e-11)
     plain = problem_of(config, tau)
     alpha, beta = ufm.landscape.multipliers(plain, found.point)
-    return -alpha, -beta, gap(plain, found.point)
-
-
-def gap(problem: ufm.Problem, point: ufm.Point) -> jax.Array:
-    """The most by which the cost exceeds the global minimum, for a convex loss and classes of any size.
-
-    If `Z = [[-diag alpha, G], [G^T, -diag beta]] >= -m`, then `<G, M'> >= <G, M> - m (K+N)/2` for the inner
-    products M' of any point on the spheres, and the loss is convex in them. Where Z >= 0 the gap is 0.
-    """
-    alpha, beta = ufm.landscape.multipliers(problem, point)
-    G = ufm.landscape.logit_gradient(problem, point).T
-    Z = jnp.block([[-jnp.diag(alpha), G], [G.T, -jnp.diag(beta)]])
-    return jnp.asarray(problem.tau) * len(Z) / 2 * jnp.maximum(0, -jnp.linalg.eigvalsh(Z)[0])
+    return -alpha, -beta, ufm.landscape.optimality_gap(plain, found.point)
 
 
 def weights_of(config: Config, alpha: np.ndarray, beta: np.ndarray) -> ufm.Point:

@@ -52,3 +52,8 @@ def test_a_step_to_where_the_cost_is_not_finite_ends_the_run():
     found = ufm.minimize(objective, jnp.array([1.0]), solver, max_steps=5)
     assert found.status == ufm.Status.STALLED
     assert found.value == 0
+
+
+def test_what_is_no_transformation_is_refused():
+    with pytest.raises(ValueError, match="transformation must be Optax's"):
+        ufm.solvers.from_optax("adam")

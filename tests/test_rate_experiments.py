@@ -95,7 +95,7 @@ def test_weights_of_balanced_classes_are_all_the_balanced_metric():
 def test_the_gap_is_zero_at_collapse_alone():
     config = class_sizes.Config(samples_per_class=(2, 2, 2))
     problem = class_sizes.problem_of(config, 1.5)
-    assert class_sizes.gap(problem, near_collapse.collapsed(problem, 4)) < 1e-12
+    assert ufm.landscape.optimality_gap(problem, near_collapse.collapsed(problem, 4)) < 1e-12
     point = problem.random_point(jax.random.key(0), 4)
     excess = problem.cost(point) - ufm.theory.cross_entropy_minimum(3, 1.5)
-    assert class_sizes.gap(problem, point) >= excess > 0.1
+    assert ufm.landscape.optimality_gap(problem, point) >= excess > 0.1

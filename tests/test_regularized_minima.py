@@ -259,6 +259,7 @@ def test_the_margin_has_the_derivatives_of_its_two_sides():
         (lambda t: t.regularized_cross_entropy_minimum(3, 2, 0.0, 0.1), "weight_decay must be positive"),
         (lambda t: t.regularized_label_smoothing_minimum(3, 2, 0.1, 0.1, 1.5), "alpha must lie between"),
         (lambda t: t.regularized_squared_error_minimum(np.eye(3, dtype=int), 1.0, 1.0), "targets must be"),
+        (lambda t: t.regularized_squared_error_minimum(np.eye(3), 1.0, 1.0, dim=0), "dim must be"),
         (lambda t: t.deep_linear_minimum(np.eye(3), [0.1]), "decays must be a vector"),
         (lambda t: t.nonnegative_cross_entropy_minimum([3], 0.1, 0.1), "class_sizes must be a vector"),
         (lambda t: t.layer_peeled_minimum(3, -1.0, 1.0), "weight_energy must be positive"),

@@ -30,6 +30,9 @@ class FromOptax(Solver):
         transformation: whose `update` needs the gradient and the parameters alone. What decays parameters
             (`optax.adamw`) has no effect on a sphere.
 
+    Raises:
+        ValueError: it is not an Optax transformation.
+
     Example:
         >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), 3, weight_decay=0.01, feature_decay=0.01)
         >>> start = problem.random_point(jax.random.key(0), dim=4)
@@ -40,6 +43,12 @@ class FromOptax(Solver):
     """
 
     transformation: optax.GradientTransformation
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.transformation, optax.GradientTransformation):
+            raise ValueError(
+                f"transformation must be Optax's, as optax.adam(0.01), but is {self.transformation!r}."
+            )
 
     def init(self, objective: Objective, point: Tree) -> FromOptaxState:
         iterate = iterate_at(objective, objective.evaluate(point))

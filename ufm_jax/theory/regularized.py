@@ -199,6 +199,7 @@ def regularized_squared_error_minimum(
 
     Reference: Tirer, Bruna, ICML 2022; Zhou et al., ICML 2022; Dang et al., ICML 2023.
     """
+    _checks.at_least("dim", 1 if dim is None else dim, 1)
     values, _ = _singular_values(targets, bias)
     lam, count = _rate(weight_decay, feature_decay), len(jnp.asarray(targets))
     fitted = (values > count * lam) & _first(values, dim)
