@@ -110,7 +110,8 @@ def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
     normal = x / jnp.array([9.0, 4.0, 1.0])
     np.testing.assert_allclose(jnp.cross(x - there, normal), 0, atol=1e-7)
     assert names["steps"]["balanced"] < 0.6 * names["steps"]["plain"]
-    assert names["result"].status == ufm.Status.CONVERGED
+    assert names["result"].status == names["both_legs"].status == ufm.Status.CONVERGED
+    assert names["both_legs"].steps < names["steps"]["balanced"] / 2
 
 
 def test_the_code_of_the_other_documents_runs():
