@@ -98,18 +98,18 @@ def claims(config: Config, data: Data) -> list[Claim]:
         Claim(
             "every temperature ends at perfect training accuracy, in every trial",
             bool(np.all(accuracy[:, :, -1] == 1)),
-            _by_tau(tau, accuracy[:, :, -1].min(1), "lowest accuracy"),
+            by_tau(tau, accuracy[:, :, -1].min(1), "lowest accuracy"),
         ),
         Claim(
             "every temperature classifies perfectly after a similar number of iterations "
             "(medians within a factor of 3)",
             bool(typical.max() <= 3 * max(typical.min(), 1)),
-            _by_tau(tau, typical, "median iterations"),
+            by_tau(tau, typical, "median iterations"),
         ),
         Claim(
             "NC1 falls alike for most temperatures (more than half of them below 1e-6 at the end)",
             bool(np.mean(final["nc1"] < 1e-6) > 0.5),
-            _by_tau(tau, final["nc1"], "final NC1"),
+            by_tau(tau, final["nc1"], "final NC1"),
         ),
     ]
     moderate = (tau >= 0.1) & (tau <= 5)
@@ -123,7 +123,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
                     f"tau = 5 gives the best {name.upper()} of the moderate temperatures "
                     f"(after {config.steps // 2} iterations)",
                     bool(np.all(half[tau == 5] <= others)),
-                    _by_tau(tau, half, f"{name.upper()} then"),
+                    by_tau(tau, half, f"{name.upper()} then"),
                 )
             )
     stuck = (final["accuracy"] == 1) & (final["nc2"] > 0.1)
@@ -132,23 +132,24 @@ def claims(config: Config, data: Data) -> list[Claim]:
             "perfect accuracy is no collapse: at an extreme temperature the gradient is gone "
             "while NC2 stays above 0.1",
             bool(stuck.any()),
-            _by_tau(tau[stuck], data["gradient_norm"].mean(1)[stuck], "gradient norm at the end"),
+            by_tau(tau[stuck], data["gradient_norm"].mean(1)[stuck], "gradient norm at the end"),
         )
     )
     return few
 
 
-def _by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
+def by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
+    """Values at temperatures, in words."""
     return f"{what} " + ", ".join(f"{v:.3g} at tau={t:g}" for t, v in zip(tau, values, strict=True))
 
 
 def plot(config: Config, data: Data) -> Figure:
     figure = draw_temperatures(data, "step", "iteration")
     # All is decided within ten iterations.
-    figure.axes[3].set_xscale("symlog", linthresh=1)
+    plotting.show_the_start(figure.axes[3], config.steps)
     figure.supxlabel(
         f"normalized UFM, K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, gradient "
-        f"descent; lines: mean of {config.trials} trials, bands: the middle 80% of them",
+        f"descent; {plotting.LINES['median']} of {config.trials} trials",
         fontsize=8,
     )
     return figure
@@ -168,11 +169,9 @@ def draw_temperatures(data: Data, step: str, step_label: str) -> Figure:
                 axes.set_yscale("log")  # Before anything is drawn: one value alone has no range to scale.
         values = data[name] if name == "accuracy" else np.maximum(data[name], plotting.NC1_FLOOR)
         for color, tau, trials in zip(colors, data["tau"], values, strict=True):
-            plotting.draw_mean(above, data[step], trials, color=color, label=rf"$\tau={tau:g}$")
+            plotting.draw_trials(above, data[step], trials, color=color, label=rf"$\tau={tau:g}$")
         final = values[:, :, -1]
-        low, high = np.quantile(final, [0.1, 0.9], axis=1)
-        below.fill_between(data["tau"], low, high, alpha=0.2, linewidth=0)
-        below.plot(data["tau"], final.mean(1), marker="o", markersize=4)
+        plotting.draw_trials(below, data["tau"], final.T, marker="o", markersize=4)
         above.set(title=label, xlabel=step_label)
         below.set(xlabel=r"temperature $\tau$", xscale="log", ylabel="final value")
     figure.legend(

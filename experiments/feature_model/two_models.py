@@ -60,6 +60,8 @@ class Config(Setting):
     """Random starts of each model."""
     steps: int = 100
     """Iterations."""
+    average: plotting.Average = "median"
+    """What lines show: the median with quartiles, or the mean, as the paper's, with the middle 80%."""
 
 
 def under(solver: SolverName, steps: int) -> tuple[type[Config], Callable, Callable, Callable, Callable]:
@@ -150,23 +152,17 @@ def plot(words: str, config: Config, data: Data) -> Figure:
     figure = Figure(figsize=(7.5, 3.2))
     left, right = figure.subplots(1, 2)
     for name, color in [("normalized", "C0"), ("regularized", "C1")]:
-        plotting.draw_mean(
-            left, data["step"], data[f"accuracy_{name}"], spread="deviation", color=color, label=name
-        )
-        plotting.draw_mean(
-            right,
-            data["step"],
-            np.maximum(data[f"nc1_{name}"], plotting.NC1_FLOOR),
-            spread="quantiles",
-            color=color,
-            label=name,
-        )
+        style = {"average": config.average, "color": color, "label": name}
+        nc1 = np.maximum(data[f"nc1_{name}"], plotting.NC1_FLOOR)
+        plotting.draw_trials(left, data["step"], data[f"accuracy_{name}"], **style)
+        plotting.draw_trials(right, data["step"], nc1, **style)
+    plotting.show_the_start(left, config.steps)
     left.set(xlabel="iteration", ylabel="training accuracy", ylim=(-0.03, 1.05))
     right.set(xlabel="iteration", ylabel=r"$\mathcal{NC}_1$", yscale="log")
     left.legend()
     figure.suptitle(
         f"UFM under {words}; K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, "
-        f"{config.trials} trials (band: deviation; NC1: middle 80%)",
+        f"{plotting.LINES[config.average]} of {config.trials} trials",
         fontsize=9,
     )
     return figure

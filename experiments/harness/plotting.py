@@ -1,6 +1,6 @@
 """One look for all figures."""
 
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.style
@@ -32,25 +32,39 @@ def sequence_colors(count: int) -> list:
     return [mpl.colormaps["viridis"](x) for x in np.linspace(0, 0.92, count)]
 
 
-def draw_mean(
-    axes: Axes, x: np.ndarray, values: np.ndarray, *, spread: str = "quantiles", **style: Any
+Average = Literal["median", "mean"]
+LINES: dict[Average, str] = {
+    "median": "median and quartiles",
+    "mean": "mean and middle 80%",
+}
+"""What `draw_trials` draws, for captions. On a logarithmic axis a mean follows the largest of its values."""
+
+
+def draw_trials(
+    axes: Axes, x: np.ndarray, values: np.ndarray, average: Average = "median", **style: Any
 ) -> None:
-    """A line through the mean over the first axis (trials), over a band that shows their spread.
+    """A line through the average over the first axis (trials), over a band that shows their spread.
 
     Args:
         axes: where to draw.
         x: positions, (S,).
         values: (trials, S).
-        spread: "quantiles", the middle 80% of the trials, or "deviation", one standard deviation.
+        average: the median over a band of the quartiles, or the mean over the middle 80% of the trials.
         style: for the line; its colour serves the band too.
     """
-    mean = values.mean(0)
-    if spread == "quantiles":
-        low, high = np.quantile(values, [0.1, 0.9], axis=0)
-    else:
-        low, high = mean - values.std(0), mean + values.std(0)
-    (line,) = axes.plot(x, mean, **style)
+    tail = 0.25 if average == "median" else 0.1
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    (line,) = axes.plot(x, np.median(values, 0) if average == "median" else values.mean(0), **style)
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def show_the_start(axes: Axes, steps: int) -> None:
+    """Steps evenly up to ten and logarithmically from there, where all that happens happens early."""
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(0, steps)
+    ticks = [0, 5, 10, *(x for x in (20, 50, 100, 200, 500, 1000) if x <= steps)]
+    axes.set_xticks(ticks, [str(x) for x in ticks])
+    axes.minorticks_off()
 
 
 def draw_theory(axes: Axes, x: np.ndarray, values: np.ndarray, label: str, **style: Any) -> None:

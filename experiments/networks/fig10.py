@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.feature_model.fig9 import METRICS, draw_temperatures
+from experiments.feature_model.fig9 import METRICS, by_tau, draw_temperatures
 from experiments.harness.experiment import Claim, Data, Progress, first_step
 from experiments.harness.store import Network
 from experiments.networks import settings, train
@@ -57,7 +57,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             Claim(
                 "perfect training accuracy for tau from 0.1 to 10, and not outside",
                 bool(np.all(perfect == moderate)),
-                _by_tau(tau, final["accuracy"], "final accuracy"),
+                by_tau(tau, final["accuracy"], "final accuracy"),
             )
         )
     if fast.any() and not fast.all():
@@ -65,7 +65,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             Claim(
                 "perfect accuracy comes first for tau from 1 to 10",
                 bool(np.isfinite(epochs[fast]).all() and epochs[fast].max() <= epochs[~fast].min()),
-                _by_tau(tau, epochs, "epochs"),
+                by_tau(tau, epochs, "epochs"),
             )
         )
     for name in ("nc1", "nc2", "nc3"):
@@ -75,14 +75,10 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 Claim(
                     f"the best {name.upper()} is at tau = 5",
                     bool(best == 5),
-                    _by_tau(tau, final[name], f"final {name.upper()}"),
+                    by_tau(tau, final[name], f"final {name.upper()}"),
                 )
             )
     return made
-
-
-def _by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
-    return f"{what} " + ", ".join(f"{v:.3g} at tau={t:g}" for t, v in zip(tau, values, strict=True))
 
 
 def plot(config: Config, data: Data) -> Figure:

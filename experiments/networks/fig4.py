@@ -98,7 +98,7 @@ def plot(config: Config, data: Data) -> Figure:
     colors = plotting.sequence_colors(len(data["width"]))
     for axes, (name, label) in zip(figure.subplots(1, 4), METRICS.items(), strict=True):
         for color, width, trials in zip(colors, data["width"], data[name], strict=True):
-            plotting.draw_mean(axes, data["epoch"], trials, color=color, label=f"width {width}")
+            plotting.draw_trials(axes, data["epoch"], trials, color=color, label=f"width {width}")
         axes.set(title=label, xlabel="epoch")
         if name == "accuracy":
             axes.set_ylim(-0.03, 1.05)

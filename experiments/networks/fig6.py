@@ -92,7 +92,7 @@ def plot(config: Config, data: Data) -> Figure:
         for axes, metric in zip(row, ("accuracy", "nc1"), strict=True):
             for name, style in _curves(config, architecture):
                 values = data[f"{metric}_{name}"]
-                plotting.draw_mean(axes, data["epoch"], values, spread="deviation", **style)
+                plotting.draw_trials(axes, data["epoch"], values, **style)
         title = two_models.TITLES[architecture]
         row[0].set(title=title, xlabel="epoch", ylabel="training accuracy", ylim=(-0.03, 1.05))
         row[1].set(title=title, xlabel="epoch", ylabel=r"$\mathcal{NC}_1$", yscale="log")

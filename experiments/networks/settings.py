@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 import jax
 import numpy as np
 
+from experiments.harness import plotting
 from experiments.harness.experiment import Config
 from experiments.harness.store import Network
 from nets import datasets, training
@@ -137,5 +138,5 @@ def describe(config: NetworkConfig) -> str:
     """The data and the training of `config` in a few words, for captions."""
     n = config.samples_per_class
     size = f"n={n} a class" if n else "all samples"
-    trials = f", mean of {config.trials} trials" if config.trials > 1 else ""
+    trials = f", {plotting.LINES['median']} of {config.trials} trials" if config.trials > 1 else ""
     return f"{config.dataset}, {size}, {config.epochs} epochs{trials}"
