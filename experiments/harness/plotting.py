@@ -37,7 +37,7 @@ LINES: dict[Average, str] = {
     "median": "median and quartiles",
     "mean": "mean and middle 80%",
 }
-"""What `draw_trials` draws, for captions. On a logarithmic axis a mean follows the largest of its values."""
+"""What `draw_trials` draws, for captions. On a logarithmic axis a mean follows its largest values."""
 
 
 def draw_trials(

@@ -360,6 +360,6 @@ def plot(config: Config, data: Data) -> Figure:
             )
         axes.set(xscale="log", xlabel="seconds", title=f"K={k}, n={n}, d={d}")
         axes.set_yticks(where, [str(name).replace("_", " ") for name in data["contender"]])
-        axes.invert_yaxis()
+    axes.invert_yaxis()  # Of all panels, which share it.
     figure.suptitle(f"Seconds to a gradient norm of {config.tolerance:g}", fontsize=10)
     return figure
