@@ -13,7 +13,7 @@ NETWORKS := $(call experiments_of,networks)
 EXPERIMENTS := $(call experiments_of,*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist address
+.PHONY: help setup figures networks notebooks animation report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
 .PHONY: $(EXPERIMENTS)
 
@@ -37,6 +37,9 @@ networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
 
 notebooks: $(READY)  ## Execute the notebooks and keep their outputs (2 min)
 	$(BIN)/python notebooks/execute.py $(ARGS)
+
+animation: $(READY)  ## The animation of the README: docs/images/collapse.gif (1 min)
+	$(BIN)/python docs/animation.py
 
 report: $(READY)  ## One page of all results: results/index.html (10 s)
 	@$(BIN)/python -m experiments report $(ARGS)

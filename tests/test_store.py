@@ -15,7 +15,7 @@ import pytest
 
 from experiments.harness import cli, reading, status, store
 from experiments.harness.store import Network, Store
-from experiments.networks import fig6, fig10, settings, table2
+from experiments.networks import fig6, fig10, settings, table2, trainer
 from nets import datasets, resnet, training
 
 ROOT = Path(__file__).parent.parent
@@ -56,10 +56,10 @@ def tiny(monkeypatch):
 
         trained = 0
         try:
-            found = train.train(config, needed, lambda *_: None, around=counted)
-        except (KeyboardInterrupt, train._Stopped):
+            found = trainer.train(config, needed, lambda *_: None, around=counted)
+        except (KeyboardInterrupt, trainer._Stopped):
             return None, trained
-        return train.stacked(found, len(taus)), trained
+        return trainer.stacked(found, len(taus)), trained
 
     return train
 
@@ -202,7 +202,7 @@ def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_pat
 
 
 def test_words_do_not_change_the_code():
-    source = (ROOT / "experiments" / "training.py").read_text()
+    source = (ROOT / "nets" / "training.py").read_text()
     code = store.without_words(source)
     reworded = source.replace('"""', '"""Indeed. ', 1).replace("    # ", "    # Oh: ")
     assert reworded != source

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import ufm_jax as ufm
-from experiments.networks import fig10, settings, train
+from experiments.networks import fig10, settings, trainer
 from experiments.speed.peers import pytorch_networks
 from nets import datasets, resnet, training
 from tests import test_resnet
@@ -189,7 +189,7 @@ def train_tiny(folder, *, batch_size=15, taus=(1.0,), **changes):
     )
     of = training.Setup("tiny", "normalized", 10, 4, config.recipe)
     needed = [settings.network(config, of, seed, tau) for seed, tau in enumerate(taus)]
-    return train.stacked(train.train(config, needed, lambda *_: None), len(taus))
+    return trainer.stacked(trainer.train(config, needed, lambda *_: None), len(taus))
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def iterations(config: Config, solver: str, tau: float, weights: ufm.Point, key:
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
-    made = [
+    judged = [
         Claim(
             "the minimum that the multipliers are taken at is global, to 1e-8",
             bool(np.all(data["gap"] < 1e-8)),
@@ -157,14 +157,14 @@ def claims(config: Config, data: Data) -> list[Claim]:
             for t, tau in enumerate(config.tau)
         ]
         fewer = all(np.all(steps[s][:, a] <= steps[s][:, b]) for s in SOLVERS)
-        made.append(
+        judged.append(
             Claim(
                 f"weights {WEIGHTS[better]} need no more iterations than weights {WEIGHTS[worse]}",
                 fewer,
                 ", ".join(measured),
             )
         )
-    return made
+    return judged
 
 
 def table(config: Config, data: Data) -> str:

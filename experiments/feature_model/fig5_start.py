@@ -84,12 +84,12 @@ def iterations_needed(
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
-    made = []
+    judged = []
     for solver in SOLVERS:
         for event, words in EVENTS.items():
             ours = np.median(data[f"{event}_normalized_{solver}"])
             theirs = np.median(data[f"{event}_regularized_{solver}"], axis=1)
-            made.append(
+            judged.append(
                 Claim(
                     f"{solver.replace('_', ' ')}: the normalized UFM needs fewer iterations to {words} "
                     "than the regularized one at every scale of its start",
@@ -101,7 +101,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
                     ),
                 )
             )
-    return made
+    return judged
 
 
 def plot(config: Config, data: Data) -> Figure:

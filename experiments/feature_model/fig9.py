@@ -94,7 +94,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     final = {name: data[name][:, :, -1].mean(1) for name in METRICS}
     reaches = first_step(accuracy == 1)
     typical = np.median(reaches, axis=1)
-    few = [
+    judged = [
         Claim(
             "every temperature ends at perfect training accuracy, in every trial",
             bool(np.all(accuracy[:, :, -1] == 1)),
@@ -118,7 +118,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             # After the last step several temperatures sit at rounding error; half-way they still differ.
             half = data[name][:, :, config.steps // 2].mean(1)
             others = half[moderate & (tau != 5)]
-            few.append(
+            judged.append(
                 Claim(
                     f"tau = 5 gives the best {name.upper()} of the moderate temperatures "
                     f"(after {config.steps // 2} iterations)",
@@ -127,7 +127,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 )
             )
     stuck = (final["accuracy"] == 1) & (final["nc2"] > 0.1)
-    few.append(
+    judged.append(
         Claim(
             "perfect accuracy is no collapse: at an extreme temperature the gradient is gone "
             "while NC2 stays above 0.1",
@@ -135,7 +135,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             by_tau(tau[stuck], data["gradient_norm"].mean(1)[stuck], "gradient norm at the end"),
         )
     )
-    return few
+    return judged
 
 
 def by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:

@@ -230,7 +230,7 @@ def by_fixed_step(factors: np.ndarray) -> np.ndarray:
 
 def claims(config: Config, data: Data) -> list[Claim]:
     balanced = first_step(data["nc1_normalized_gradient_descent"][1] < two_models.COLLAPSED)
-    made = [
+    judged = [
         Claim(
             f"gradient descent, balanced metric: NC1 < {two_models.COLLAPSED:g} in at most 10 iterations",
             bool(np.all(balanced <= 10)),
@@ -238,12 +238,12 @@ def claims(config: Config, data: Data) -> list[Claim]:
         )
     ]
     for m, metric in enumerate(METRICS[::-1]):
-        made += [_ahead(config, data, solver, 1 - m, metric) for solver in SOLVERS]
+        judged += [_ahead(config, data, solver, 1 - m, metric) for solver in SOLVERS]
     at = [
         crossing(data["local_decay"], data["local_regularized"], data["local_normalized"][0]),
         crossing(data["curve_decay"], data["curve_regularized"], data["predicted_normalized"][0]),
     ]
-    made.append(
+    judged.append(
         Claim(
             "best fixed step, near collapse: the regularized UFM falls behind the plain normalized one at "
             "the predicted decay, within a factor of 2",
@@ -251,7 +251,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             f"measured at {at[0]:.3g}, predicted {at[1]:.3g}, beside the mean loss",
         )
     )
-    return [*made, _gain(data)]
+    return [*judged, _gain(data)]
 
 
 def _ahead(config: Config, data: Data, solver: str, m: int, metric: str) -> Claim:

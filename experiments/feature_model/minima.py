@@ -160,14 +160,14 @@ def _class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> ja
 
 
 def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:
-    made = []
+    judged = []
     for sweep, at in [
         ("num_classes", f"tau = {config.at_tau:g}"),
         ("tau", f"K = {config.at_num_classes}"),
     ]:
         gap = _gap(data, sweep)
         worst = np.unravel_index(np.nanargmax(gap), gap.shape)
-        made.append(
+        judged.append(
             Claim(
                 f"every value found over {_symbol(sweep)} at {at} equals {setting.theory}, to 1e-8",
                 bool(np.all(gap <= 1e-8)),
@@ -175,10 +175,10 @@ def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:
                 f"in {gap.size} trials",
             )
         )
-    made.append(_collapse_claim(setting, config, data))
+    judged.append(_collapse_claim(setting, config, data))
     if setting.threshold is not None:
-        made.append(_parting_claim(setting, config, data))
-    return made
+        judged.append(_parting_claim(setting, config, data))
+    return judged
 
 
 def _settings(config: Config) -> list[tuple[str, int, int, float]]:

@@ -148,13 +148,13 @@ def factors(squares: np.ndarray) -> np.ndarray:
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
-    made = []
+    judged = []
     for model in MODELS:
         errors = np.abs(data[f"measured_{model}"] - data[f"predicted_{model}"])
         early = ~data[f"late_{model}"].any(-1)
         close = np.all(errors < 1e-4, axis=-1)
         worst = errors[early].max(0, initial=0)
-        made.append(
+        judged.append(
             Claim(
                 f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 1e-4, in every setting "
                 "where first order decides to the end",
@@ -165,14 +165,14 @@ def claims(config: Config, data: Data) -> list[Claim]:
         )
     nc1, predicted = data["measured_normalized"][..., 0], 1 / (1 + data["relative_weight"]) ** 2
     errors = np.abs(nc1 - predicted)[~data["late_normalized"][..., 0]]
-    made.append(
+    judged.append(
         Claim(
             "normalized UFM: the factor of NC1 is 1/(1 + w/n)^2 at all temperatures, K and n, to 1e-4",
             bool(np.all(errors < 1e-4)),
             f"largest difference {errors.max(initial=0):.2g} in {errors.size} settings",
         )
     )
-    return made
+    return judged
 
 
 def lines(config: Config, points: int = 60) -> dict[str, tuple[np.ndarray, np.ndarray]]:

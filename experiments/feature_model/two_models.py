@@ -128,13 +128,13 @@ def histories(
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
-    made = []
+    judged = []
     for what, condition in [
         ("reaches 100% training accuracy", lambda name: data[f"accuracy_{name}"] == 1),
         (f"collapses (NC1 below {COLLAPSED:g})", lambda name: data[f"nc1_{name}"] < COLLAPSED),
     ]:
         steps = {name: first_step(condition(name)) for name in ("normalized", "regularized")}
-        made.append(
+        judged.append(
             Claim(
                 f"the normalized UFM {what} in fewer iterations (medians of the trials)",
                 bool(np.median(steps["normalized"]) < np.median(steps["regularized"])),
@@ -145,7 +145,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 + f", of {config.steps} iterations",
             )
         )
-    return made
+    return judged
 
 
 def plot(words: str, config: Config, data: Data) -> Figure:

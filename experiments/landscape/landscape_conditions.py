@@ -107,7 +107,7 @@ def _problem_name(K: int, d: int) -> str:
 
 def claims(config: Config, data: Data) -> list[Claim]:
     K, d = data["num_classes"], data["dim"]
-    made = []
+    judged = []
     for words, chosen, expected in [
         ("d < K can have spurious minima", d < K, True),
         ("d = K has none", d == K, False),
@@ -125,7 +125,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             for i in np.flatnonzero(chosen)
             if data["is_spurious"][i].any()
         )
-        made.append(
+        judged.append(
             Claim(
                 f"spurious minima from random starts: {words}",
                 bool(spurious.any()) == expected,
@@ -138,7 +138,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 ),
             )
         )
-    return made
+    return judged
 
 
 def plot(config: Config, data: Data) -> Figure:

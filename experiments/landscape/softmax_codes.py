@@ -179,10 +179,10 @@ def claims(config: Config, data: Data) -> list[Claim]:
     dim, tau = data["dim"], data["tau"]
     packing = data["packing_angle"]
     largest = f"tau = {tau[-1]:g}"
-    made = []
+    judged = []
     for d in np.unique(dim):
         short = (packing - data["best_angle"][:, -1])[dim == d]
-        made.append(
+        judged.append(
             Claim(
                 f"d = {d}: the smallest angle reaches that of the best packing for every K, to {REACHED:g} "
                 f"at {largest}",
@@ -193,7 +193,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     plane = dim == 2
     if plane.any():
         above = (data["best_soft_margin"] - data["polygon_soft_margin"])[plane]
-        made.append(
+        judged.append(
             Claim(
                 "d = 2: at every tau the best value found is that of the regular polygon, to 1e-9",
                 bool(np.all(np.abs(above) <= 1e-9)),
@@ -201,7 +201,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             )
         )
     excess = data["gnc2"][:, -1] - (1 - np.cos(packing))
-    made.append(
+    judged.append(
         Claim(
             "the softmax code is the packing: the one-vs-rest distance reaches 1 - cos(packing angle), to "
             f"{REACHED:g} at {largest}, and does not pass it",
@@ -209,14 +209,14 @@ def claims(config: Config, data: Data) -> list[Claim]:
             "found minus that: " + _by_classes(data, np.full(len(dim), True), excess),
         )
     )
-    made.append(
+    judged.append(
         Claim(
             f"features and classifier are aligned (GNC3 below {REACHED:g} at {largest})",
             bool(np.all(data["gnc3"][:, -1] < REACHED)),
             _by_classes(data, np.full(len(dim), True), data["gnc3"][:, -1]),
         )
     )
-    return made
+    return judged
 
 
 def _by_classes(data: Data, chosen: np.ndarray, values: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments.feature_model.fig9 import METRICS, by_tau, draw_temperatures
 from experiments.harness.experiment import Claim, Data, Progress, first_step
 from experiments.harness.store import Network
-from experiments.networks import settings, train
+from experiments.networks import settings, trainer
 from nets import datasets, training
 
 TITLE = "ResNets: collapse and accuracy over temperatures"
@@ -39,8 +39,8 @@ def needed(config: Config) -> list[Network]:
 
 
 def run(config: Config, progress: Progress) -> Data:
-    histories = train.train(config, needed(config), progress)
-    data = train.stacked(histories, len(config.tau), config.trials)
+    histories = trainer.train(config, needed(config), progress)
+    data = trainer.stacked(histories, len(config.tau), config.trials)
     tau = np.asarray(config.tau, np.float32)
     return {"tau": tau, "epoch": np.arange(1, config.epochs + 1), **data}
 
@@ -50,10 +50,10 @@ def claims(config: Config, data: Data) -> list[Claim]:
     final = {name: data[name][:, :, -1].mean(1) for name in METRICS}
     epochs = np.median(first_step(data["accuracy"] == 1), axis=1) + 1
     moderate, fast = (tau >= 0.1) & (tau <= 10), (tau >= 1) & (tau <= 10)
-    made = []
+    judged = []
     if moderate.any():
         perfect = final["accuracy"] == 1
-        made.append(
+        judged.append(
             Claim(
                 "perfect training accuracy for tau from 0.1 to 10, and not outside",
                 bool(np.all(perfect == moderate)),
@@ -61,7 +61,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             )
         )
     if fast.any() and not fast.all():
-        made.append(
+        judged.append(
             Claim(
                 "perfect accuracy comes first for tau from 1 to 10",
                 bool(np.isfinite(epochs[fast]).all() and epochs[fast].max() <= epochs[~fast].min()),
@@ -71,14 +71,14 @@ def claims(config: Config, data: Data) -> list[Claim]:
     for name in ("nc1", "nc2", "nc3"):
         best = tau[np.nanargmin(final[name])] if not np.isnan(final[name]).all() else np.nan
         if 5 in tau:
-            made.append(
+            judged.append(
                 Claim(
                     f"the best {name.upper()} is at tau = 5",
                     bool(best == 5),
                     by_tau(tau, final[name], f"final {name.upper()}"),
                 )
             )
-    return made
+    return judged
 
 
 def plot(config: Config, data: Data) -> Figure:

@@ -10,7 +10,7 @@ from experiments.feature_model.fig9 import METRICS
 from experiments.harness import plotting
 from experiments.harness.experiment import Claim, Data, Progress
 from experiments.harness.store import Network
-from experiments.networks import settings, train
+from experiments.networks import settings, trainer
 from nets import datasets, training
 
 TITLE = "ResNets of several widths on random labels"
@@ -52,8 +52,8 @@ def needed(config: Config) -> list[Network]:
 
 
 def run(config: Config, progress: Progress) -> Data:
-    histories = train.train(config, needed(config), progress)
-    data = train.stacked(histories, len(config.width), config.trials)
+    histories = trainer.train(config, needed(config), progress)
+    data = trainer.stacked(histories, len(config.width), config.trials)
     return {"width": np.asarray(config.width), "epoch": np.arange(1, config.epochs + 1), **data}
 
 
@@ -62,10 +62,10 @@ def claims(config: Config, data: Data) -> list[Claim]:
     final = {name: data[name][:, :, -1].mean(1) for name in METRICS}
     first = {name: data[name][:, :, 0].mean(1) for name in METRICS}
     order = np.argsort(width)
-    made = []
+    judged = []
     if len(width) > 1:
         for name in ("nc1", "nc2", "nc3"):
-            made.append(
+            judged.append(
                 Claim(
                     f"wider is more collapsed: {name.upper()} at the end falls with the width",
                     bool(np.all(np.diff(final[name][order]) < 0)),
@@ -74,7 +74,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             )
     widest = order[-1]
     falls = [final[name][widest] < 0.5 * first[name][widest] for name in ("nc1", "nc2", "nc3")]
-    made.append(
+    judged.append(
         Claim(
             "collapse happens on random labels: the widest network fits them all, and its NC1, NC2 and NC3 "
             "fall below half of what they were after the first epoch",
@@ -86,7 +86,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             ),
         )
     )
-    return made
+    return judged
 
 
 def _by_width(width: np.ndarray, values: np.ndarray) -> str:

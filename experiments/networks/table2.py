@@ -60,7 +60,7 @@ def run(config: Config, progress: Progress) -> Data:
 
 
 def claims(config: Config, data: Data) -> list[Claim]:
-    made = []
+    judged = []
     for architecture in config.architecture:
         title = two_models.TITLES[architecture]
         ours, theirs = (_final(data, f"{model}_{architecture}") for model in ("normalized", "regularized"))
@@ -71,8 +71,9 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 paper = [PAPER[f"{model}_{architecture}"][i] for model in ("normalized", "regularized")]
                 measured += f" (paper: {paper[0]:{form}}, {paper[1]:{form}})"
             direction = "higher" if i == 0 else "lower"
-            made.append(Claim(f"{title}: normalization gives a {direction} {what}", bool(better), measured))
-    return made
+            claim = f"{title}: normalization gives a {direction} {what}"
+            judged.append(Claim(claim, bool(better), measured))
+    return judged
 
 
 def plot(config: Config, data: Data) -> Figure:

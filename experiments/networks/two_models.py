@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.harness.experiment import Data, Progress
 from experiments.harness.store import Network
-from experiments.networks import settings, train
+from experiments.networks import settings, trainer
 from nets import datasets, resnet, training
 
 TITLES = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50"}
@@ -63,10 +63,10 @@ def flat(members: Mapping[str, list[Network]]) -> list[Network]:
 
 def run(config: Config, members: Mapping[str, list[Network]], progress: Progress) -> Data:
     """Histories of the networks of each group: f"{metric}_{group}", (trials, epochs)."""
-    found = iter(train.train(config, flat(members), progress))
+    found = iter(trainer.train(config, flat(members), progress))
     data = {"epoch": np.arange(1, config.epochs + 1)}
     for group, its in members.items():
-        histories = train.stacked([next(found) for _ in its], config.trials)
+        histories = trainer.stacked([next(found) for _ in its], config.trials)
         data |= {f"{metric}_{group}": values for metric, values in histories.items()}
     return data
 

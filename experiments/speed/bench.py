@@ -307,17 +307,17 @@ def nc1_share(data: Data) -> float:
 
 def claims(config: Config, data: Data) -> list[Claim]:
     size = f"K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, {config.dtype}"
-    few = []
+    judged = []
     at_peak = shares_of_peak(config, data)
     for name, ratio, share in zip(data["solver"], ratios(data), at_peak, strict=True):
-        few.append(
+        judged.append(
             Claim(
                 f"{name} is at least {TARGETS[str(name)]} times faster than pymanopt a trial ({size})",
                 bool(ratio >= TARGETS[str(name)]),
                 f"{ratio:.1f} times; {ratio / share:.1f} if it made its products alone, at the peak",
             )
         )
-    few += [
+    judged += [
         Claim(
             "the grid of figure 9 is at least 40 times faster than pymanopt",
             grid_ratio(data) >= 40,
@@ -334,7 +334,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             f"{nc1_share(data):.1%}",
         ),
     ]
-    return few
+    return judged
 
 
 def table(config: Config, data: Data) -> str:

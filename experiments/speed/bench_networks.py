@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.harness.experiment import Claim, Data, Progress, check_fields, part
 from experiments.harness.experiment import Config as BaseConfig
-from experiments.networks import settings, train
+from experiments.networks import settings, trainer
 from experiments.speed.measuring import take_turns
 from nets import datasets, training
 
@@ -147,7 +147,7 @@ def _outside(config: Config, progress: Progress) -> Data:
         run = settings.NetworkConfig(out=Path(folder), seed=config.seed, quiet=True, epochs=config.epochs)
         setup = training.Setup("resnet18", "normalized", _CLASSES, 16, run.recipe)
         network = settings.network(run, setup, config.seed, 1.0)
-        train.train(run, [network], recorded, around=timed)
+        trainer.train(run, [network], recorded, around=timed)
         end = time.perf_counter()
     return {
         "epochs_seconds": np.array(end - marks[0][0]),

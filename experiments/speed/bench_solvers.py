@@ -130,7 +130,7 @@ def _contenders(config: Config, plain: ufm.Problem, samples_per_class: int) -> l
         plain.labels, plain.num_classes, tau=config.tau, classifier_weight=samples_per_class
     )
     problems = {"balanced": balanced, "plain": plain}
-    made = [
+    judged = [
         Contender(f"{name} {metric}", _ours(config, problem, getattr(ufm.solvers, name)()))
         for metric, problem in problems.items()
         for name in OURS
@@ -144,7 +144,7 @@ def _contenders(config: Config, plain: ufm.Problem, samples_per_class: int) -> l
         if config.dtype == "float64"
     ]
     return [
-        *made,
+        *judged,
         *in_two_legs,
         Contender(PEER, _optax(config, plain)),
         *_pymanopt(config, plain),
@@ -304,21 +304,21 @@ def _is_ours(data: Data) -> np.ndarray:
 
 def claims(config: Config, data: Data) -> list[Claim]:
     seconds, names = _medians(data), list(data["contender"])
-    made = []
+    judged = []
     for i, (k, n, d) in enumerate(
         zip(config.num_classes, config.samples_per_class, config.dim, strict=True)
     ):
         ours = np.where(_is_ours(data), seconds[i], np.inf)
         best = int(np.argmin(ours))
         ratio = ours[best] / seconds[i, names.index(PEER)]
-        made.append(
+        judged.append(
             Claim(
                 f"K={k}, n={n}, d={d}: our fastest solver takes at most {TARGET} of optax.lbfgs's time",
                 bool(ratio <= TARGET),
                 f"{names[best]}: {ours[best]:.3g} s and {data['steps'][i, best]} steps, {ratio:.2f} of it",
             )
         )
-    return made
+    return judged
 
 
 def table(config: Config, data: Data) -> str:
