@@ -8,7 +8,7 @@ import traceback
 def main() -> int:
     """Runs the command line, and returns its exit code."""
     try:
-        from experiments import cli
+        from experiments.harness import cli
 
         return cli.main(sys.argv[1:])
     except ModuleNotFoundError as error:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.checkpoints import Checkpoints
+from experiments.harness.checkpoints import Checkpoints
 
 
 def tree(step):

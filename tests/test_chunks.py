@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import chunks, fig09, results
-from experiments.chunks import ChunkFolder
+from experiments.feature_model import fig9
+from experiments.harness import chunks, writing
+from experiments.harness.chunks import ChunkFolder
 
 CHUNK = {"trials": np.arange(3), "output['nc1']": np.linspace(0, 1, 6).reshape(3, 2)}
 
@@ -93,12 +94,12 @@ def test_types_that_numpy_does_not_know_are_found_again(tmp_path):
 
 
 def test_a_finished_run_leaves_what_others_continue_from(tmp_path):
-    configs = [fig09.Config(out=tmp_path, steps=steps) for steps in (3, 4)]
+    configs = [fig9.Config(out=tmp_path, steps=steps) for steps in (3, 4)]
     for config in configs:
         chunks.of_run("fig9", config)["0-2"] = CHUNK
-    results.remove_run_folder(configs[0], "fig9")
+    writing.remove_run_folder(configs[0], "fig9")
     assert [list(chunks.of_run("fig9", config)) for config in configs] == [[], ["0-2"]]
-    results.remove_run_folder(configs[1], "fig9")
+    writing.remove_run_folder(configs[1], "fig9")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +119,7 @@ def square(x):
 
 def test_another_config_has_another_store(tmp_path):
     def folder(**fields):
-        return chunks.of_run("fig9", fig09.Config(out=tmp_path, **fields))._path
+        return chunks.of_run("fig9", fig9.Config(out=tmp_path, **fields))._path
 
     assert folder() == folder(quiet=True) == folder(coordinator="127.0.0.1:1", processes=2)
     assert folder() != folder(steps=3)

@@ -6,55 +6,55 @@ import json
 import numpy as np
 import pytest
 
-from experiments import data
+from nets import datasets
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize(("name", "shape"), [("digits", (8, 8, 1)), ("synthetic", (8, 8, 3))])
 def test_loaders_return_bytes(name, shape, part):
-    split = data.load(name, part)
+    split = datasets.load(name, part)
     assert split.images.dtype == np.uint8
     assert split.images.shape == (len(split.labels), *shape)
     assert split.labels.dtype == np.int32
-    np.testing.assert_array_equal(np.unique(split.labels), np.arange(data.num_classes(name)))
+    np.testing.assert_array_equal(np.unique(split.labels), np.arange(datasets.num_classes(name)))
 
 
 def test_digits_are_all_there_once():
-    train, test = data.load("digits", "train"), data.load("digits", "test")
+    train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
     assert len(train.labels) + len(test.labels) == 1797
     assert train.images.max() == 255
     assert np.bincount(train.labels).min() >= 100
 
 
 def test_the_first_of_each_class_are_drawn_by_the_seed():
-    split = data.load("digits", "train")
-    few = data.first_of_each_class(split, 7, seed=3)
+    split = datasets.load("digits", "train")
+    few = datasets.first_of_each_class(split, 7, seed=3)
     np.testing.assert_array_equal(np.bincount(few.labels), 7)
-    again = data.first_of_each_class(split, 7, seed=3)
-    other = data.first_of_each_class(split, 7, seed=4)
+    again = datasets.first_of_each_class(split, 7, seed=3)
+    other = datasets.first_of_each_class(split, 7, seed=4)
     np.testing.assert_array_equal(few.images, again.images)
     assert not np.array_equal(few.images, other.images)
     # The first n are among the first n + 1.
-    more = {image.tobytes() for image in data.first_of_each_class(split, 8, seed=3).images}
+    more = {image.tobytes() for image in datasets.first_of_each_class(split, 8, seed=3).images}
     assert all(image.tobytes() in more for image in few.images)
-    assert data.first_of_each_class(split, None, seed=3) is split
+    assert datasets.first_of_each_class(split, None, seed=3) is split
     with pytest.raises(ValueError, match="samples_per_class must be at most 1"):
-        data.first_of_each_class(split, 500, seed=0)
+        datasets.first_of_each_class(split, 500, seed=0)
 
 
 def test_random_labels_keep_the_classes_balanced():
-    split = data.first_of_each_class(data.load("synthetic", "train"), 20, 0)
-    dealt = data.random_labels(split, 5)
+    split = datasets.first_of_each_class(datasets.load("synthetic", "train"), 20, 0)
+    dealt = datasets.random_labels(split, 5)
     np.testing.assert_array_equal(np.bincount(dealt.labels), 20)
     assert np.mean(dealt.labels == split.labels) < 0.3
-    np.testing.assert_array_equal(dealt.labels, data.random_labels(split, 5).labels)
+    np.testing.assert_array_equal(dealt.labels, datasets.random_labels(split, 5).labels)
     assert dealt.images is split.images
 
 
 def test_channel_statistics_are_those_of_the_pixels():
-    images = data.load("synthetic", "train").images.copy()
+    images = datasets.load("synthetic", "train").images.copy()
     images[..., 2] = 7
-    mean, deviation = data.channel_statistics(images)
+    mean, deviation = datasets.channel_statistics(images)
     scaled = images.astype(np.float64) / 255
     np.testing.assert_allclose(mean, scaled.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(deviation[:2], scaled.std((0, 1, 2))[:2], rtol=1e-6)
@@ -67,21 +67,21 @@ def test_a_missing_data_set_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"cannot read cifar10 through TFDS from .* let TFDS_DATA_DIR name"
     ) as e:
-        data.load("cifar10", "train")
+        datasets.load("cifar10", "train")
     assert "\n" not in str(e.value)
     assert str(tmp_path) in str(e.value)
     assert "let TFDS_DATA_DIR name a folder that holds it" in str(e.value)
 
 
 def test_decoded_arrays_are_kept_and_a_damaged_copy_is_made_anew(tmp_path):
-    split, kept = data.load("synthetic", "test"), tmp_path / "folder" / "kept.npz"
-    assert data._read(kept) is None
-    data._keep(kept, split)
+    split, kept = datasets.load("synthetic", "test"), tmp_path / "folder" / "kept.npz"
+    assert datasets._read(kept) is None
+    datasets._keep(kept, split)
     assert [f.name for f in kept.parent.iterdir()] == ["kept.npz"]
-    for a, b in zip(data._read(kept), split, strict=True):
+    for a, b in zip(datasets._read(kept), split, strict=True):
         np.testing.assert_array_equal(a, b)
     kept.write_bytes(kept.read_bytes()[:-2000])
-    assert data._read(kept) is None
+    assert datasets._read(kept) is None
 
 
 def write_cifar(folder, images, labels):
@@ -137,10 +137,10 @@ def test_two_folders_of_the_same_relative_name_are_two_data_sets(tmp_path, monke
     for name in "AB":
         kept[name] = generator.integers(0, 256, (10, 32, 32, 3), np.uint8)
         write_cifar(tmp_path / name / "tf", kept[name], labels)
-    monkeypatch.setattr(data, "_decode", counted := Counted(data._decode))
+    monkeypatch.setattr(datasets, "_decode", counted := Counted(datasets._decode))
     for name in "ABAB":
         monkeypatch.chdir(tmp_path / name)
-        split = data.load("cifar10", "train")
+        split = datasets.load("cifar10", "train")
         np.testing.assert_array_equal(split.images, kept[name])
         np.testing.assert_array_equal(split.labels, labels)
     assert counted.calls == 2
@@ -148,7 +148,7 @@ def test_two_folders_of_the_same_relative_name_are_two_data_sets(tmp_path, monke
     write_cifar(tmp_path / "home" / "tf", kept["A"], labels)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TFDS_DATA_DIR", "~/tf")
-    np.testing.assert_array_equal(data.load("cifar10", "train").images, kept["A"])
+    np.testing.assert_array_equal(datasets.load("cifar10", "train").images, kept["A"])
     assert counted.calls == 2
 
 
@@ -172,6 +172,6 @@ def test_without_what_reads_cifar_the_message_is_one_sentence(missing, monkeypat
 
     monkeypatch.setattr(builtins, "__import__", importing)
     with pytest.raises(ValueError, match=f"cifar10 is read by .*No module named '{missing}'") as error:
-        data.load("cifar10", "train")
+        datasets.load("cifar10", "train")
     assert "\n" not in str(error.value)
-    assert len(data.load("digits", "test").labels) > 0
+    assert len(datasets.load("digits", "test").labels) > 0

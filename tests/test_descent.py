@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments import descent
-from experiments.experiment import all_experiments
+from experiments.feature_model import two_models
+from experiments.harness.experiment import all_experiments
 
 
 def data(first_normalized, first_regularized):
@@ -18,11 +18,11 @@ def data(first_normalized, first_regularized):
 
 
 def test_the_faster_model_wins():
-    config = descent.Config(steps=7)
-    assert all(c.holds for c in descent.claims(config, data(2, 5)))
-    assert not any(c.holds for c in descent.claims(config, data(5, 2)))
-    assert not any(c.holds for c in descent.claims(config, data(3, 3)))
-    never = descent.claims(config, data(2, 100))
+    config = two_models.Config(steps=7)
+    assert all(c.holds for c in two_models.claims(config, data(2, 5)))
+    assert not any(c.holds for c in two_models.claims(config, data(5, 2)))
+    assert not any(c.holds for c in two_models.claims(config, data(3, 3)))
+    never = two_models.claims(config, data(2, 100))
     assert all(c.holds for c in never)
     assert "regularized: inf" in never[0].measured
 

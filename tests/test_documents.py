@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import numpy as np
 import optax
 import pytest
 
-import experiments
+import experiments.landscape
 import ufm_jax as ufm
-from experiments import cli
+from experiments.harness import cli
+from experiments.harness.experiment import all_experiments
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -77,9 +79,10 @@ def certified(tmp_path, monkeypatch):
     """The experiment of CONTRIBUTING.md, dropped in as a file without another change."""
     block = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     (tmp_path / "certified.py").write_text(block)
-    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    rooms = experiments.landscape
+    monkeypatch.setattr(rooms, "__path__", [*rooms.__path__, str(tmp_path)])
     yield
-    sys.modules.pop("experiments.certified")
+    sys.modules.pop("experiments.landscape.certified")
 
 
 def test_the_experiment_of_contributing_is_found(certified, capsys):
@@ -122,12 +125,17 @@ def test_the_code_of_the_other_documents_runs():
         run_blocks(document)
 
 
-def test_the_readme_names_every_experiment():
-    from experiments.experiment import all_experiments
-
-    text = (ROOT / "README.md").read_text()
-    for name in all_experiments():
-        assert f"| `make {name}` |" in text
+def test_make_lists_and_runs_every_experiment():
+    catalog = all_experiments()
+    listed, planned = (
+        subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for arguments in (["help"], ["-n", *catalog])
+    )
+    for name, experiment in catalog.items():
+        assert re.search(
+            rf"^  {name} +{re.escape(experiment.title)} \({experiment.duration}\)$", listed, re.M
+        )
+        assert re.search(rf"-m experiments {name} *$", planned, re.M)
 
 
 def test_the_documents_name_tests_and_files_that_exist():

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import cli, fig09, minima, record, report, results
-from experiments.experiment import Claim, all_experiments
+from experiments.feature_model import fig9, minima
+from experiments.harness import cli, record, results_page, writing
+from experiments.harness.experiment import Claim, all_experiments
 
 ROOT = Path(__file__).parent.parent
 _SIZES = ["--num_classes", "3", "--samples_per_class", "2", "--dim", "6", "--trials", "3"]
@@ -192,19 +193,19 @@ def test_fig3_finds_the_minimum_of_theorem_1(tmp_path, capsys):
 
 def test_claims_judge_the_data():
     """A run that does not do what the paper says is reported as such."""
-    config = fig09.Config(tau=(1.0, 5.0), trials=2, steps=4)
+    config = fig9.Config(tau=(1.0, 5.0), trials=2, steps=4)
     good = {name: np.zeros((2, 2, 5)) for name in ("nc1", "nc2", "nc3")}
     good |= {
         "tau": np.array([1.0, 5.0]),
         "accuracy": np.ones((2, 2, 5)),
         "gradient_norm": np.zeros((2, 2)),
     }
-    verdicts = {c.claim: c.holds for c in fig09.claims(config, good)}
+    verdicts = {c.claim: c.holds for c in fig9.claims(config, good)}
     assert sum(verdicts.values()) == 5  # Without a stuck temperature the last claim fails.
 
     wrong = good | {"accuracy": good["accuracy"] * 0.9, "nc1": good["nc1"] + 1}
     wrong["nc2"] = np.where(wrong["tau"][:, None, None] == 5, 1.0, 0.5) * np.ones((2, 2, 5))
-    claims = [c.holds for c in fig09.claims(config, wrong)]
+    claims = [c.holds for c in fig9.claims(config, wrong)]
     assert claims[0] is False
     assert claims[2] is False
     assert claims[3] is False
@@ -372,7 +373,7 @@ def test_an_interrupted_run_with_checkpoints_says_how_to_go_on(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "run", interrupted)
-    results.run_folder(fig09.Config(out=tmp_path / "my results"), "fig9").mkdir(parents=True)
+    writing.run_folder(fig9.Config(out=tmp_path / "my results"), "fig9").mkdir(parents=True)
     code, out, err = main(capsys, "fig9", "--out", tmp_path / "my results")
     assert (code, out) == (130, "")
     assert err.startswith("\ninterrupted: to continue from the last checkpoint: ")
@@ -383,7 +384,7 @@ def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch,
     arguments = ["fig9", "--out", tmp_path, "--quiet", *SMALL["fig9"]]
     assert main(capsys, *arguments)[0] == 0
     before = (tmp_path / "fig9" / "summary.json").read_text()
-    monkeypatch.setattr(results, "_summary", lambda *_: 1 / 0)
+    monkeypatch.setattr(writing, "_summary", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main([str(a) for a in arguments])
     assert (tmp_path / "fig9" / "summary.json").read_text() == before
@@ -426,7 +427,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypat
         0,
         f"{tmp_path}/x/fig9/fig9.png\n",
     )
-    assert report.main(["--results", "~/x"]) == 0
+    assert results_page.main(["--results", "~/x"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/x/index.html\n"
     assert record.main(["--docs", "~/docs"]) == 2
     assert f"there is no '{tmp_path}/docs/record/remarks.toml'" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import large
+from experiments.speed import large
 from ufm_jax.riemannian.minimize import iterate_at
 
 CONFIG = large.Config(num_classes=4, samples_per_class=6, dim=5, block_size=4, dtype="float64", memory=4.0)

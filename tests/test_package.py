@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.experiment import all_experiments
+from experiments.harness.experiment import all_experiments
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import fig09
+from experiments.feature_model import fig9
 
 
 @pytest.mark.slow
 def test_fig9_at_paper_size():
-    config = fig09.Config()
-    data = fig09.run(config, lambda done, total: None)
+    config = fig9.Config()
+    data = fig9.run(config, lambda done, total: None)
     tau = list(config.tau)
     assert data["nc2"].shape == (8, 20, 201)
     assert np.all(data["accuracy"][:, :, -1] == 1)

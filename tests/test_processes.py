@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cli, distributed
+from experiments.harness import cli
 from tests.test_experiments import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +105,7 @@ def test_where_one_process_dies_the_other_stops_and_the_sweep_continues(lost, wh
     processes[lost].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     _, err = processes[1 - lost].communicate(timeout=300)
-    assert time.monotonic() - begun < distributed.HEARTBEAT_SECONDS + 15
+    assert time.monotonic() - begun < processes.HEARTBEAT_SECONDS + 15
     assert processes[1 - lost].returncode in (1, -signal.SIGABRT)
     last = err.splitlines()[-1]
     assert last.startswith("error: a process of this run ended before the run did")
@@ -144,8 +144,8 @@ def test_a_sweep_killed_ten_times_loses_nothing_but_the_current_chunk(whole, tmp
 FIGURES = """
 import sys, jax, numpy as np
 from pathlib import Path
-from experiments import cli
-from experiments.experiment import all_experiments
+from experiments.harness import cli
+from experiments.harness.experiment import all_experiments
 from tests.test_processes import UFM_FIGURES
 from tests.test_experiments import SMALL
 jax.config.update("jax_enable_x64", True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import class_sizes, metric, near_collapse, rates, temperature
+from experiments.feature_model import class_sizes, metric, near_collapse, rates, temperature
 
 
 def test_a_perturbed_point_is_as_far_from_collapse_as_asked():

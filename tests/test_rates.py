@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 import ufm_jax as ufm
-from experiments.near_collapse import factor_of_a_step
+from experiments.feature_model.near_collapse import factor_of_a_step
 from ufm_jax import theory
 
 

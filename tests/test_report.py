@@ -15,8 +15,9 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import cli, record, report, results, runs, table2
-from experiments.experiment import Claim, all_experiments
+from experiments.harness import cli, reading, record, results_page, writing
+from experiments.harness.experiment import Claim, all_experiments
+from experiments.networks import table2
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -31,7 +32,7 @@ def make_run(out, name, claims=CLAIMS, scale="", **fields):
     quick = dataclasses.replace(
         experiment, table=experiment.table and (lambda *_: "| a |\n| --- |\n| <b> |")
     )
-    results.write(quick, config, {"x": np.zeros(2)}, claims, figure, 127.4)
+    writing.write(quick, config, {"x": np.zeros(2)}, claims, figure, 127.4)
     return out / name
 
 
@@ -96,7 +97,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(folder):
-    return Page(report.build(folder))
+    return Page(results_page.build(folder))
 
 
 def test_the_page_shows_every_run_and_what_its_files_hold(page):
@@ -152,22 +153,22 @@ def test_the_page_needs_nothing_from_elsewhere(folder, page):
 
 
 def test_the_page_is_the_same_every_time_and_replaces_the_last_one_whole(folder, monkeypatch, capsys):
-    assert report.main(["--results", str(folder)]) == 0
+    assert results_page.main(["--results", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
     first = (folder / "index.html").read_bytes()
-    assert first == report.build(folder).encode()
-    monkeypatch.setattr(report, "build", lambda _: "other")
+    assert first == results_page.build(folder).encode()
+    monkeypatch.setattr(results_page, "build", lambda _: "other")
     monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
     before = sorted(folder.iterdir())
     with pytest.raises(ZeroDivisionError):
-        report.write(folder)
+        results_page.write(folder)
     assert (folder / "index.html").read_bytes() == first
     assert sorted(folder.iterdir()) == before
 
 
 def test_an_empty_folder_makes_a_page_and_none_an_error(tmp_path, capsys):
-    assert "There are none yet" in report.build(tmp_path)
-    assert report.main(["--results", str(tmp_path / "none")]) == 2
+    assert "There are none yet" in results_page.build(tmp_path)
+    assert results_page.main(["--results", str(tmp_path / "none")]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"error: there is no folder '{tmp_path / 'none'}'; `make fig9` makes one.\n"
@@ -196,16 +197,16 @@ def test_the_command_of_a_run_gives_its_config(name):
         one_by_one = [dataclasses.replace(default, **{n: v}) for n, v in list(others.items())[:4]]
         for config in [default, dataclasses.replace(default, **others), *one_by_one]:
             kept = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-            words = shlex.split(runs.command(experiment, kept))
+            words = shlex.split(reading.command(experiment, kept))
             assert words[:4] == ["python", "-m", "experiments", name]
             assert cli._parse(experiment, words[4:]) == config
-    assert runs.command(experiment, {"gone": 1, "quiet": True}) == f"python -m experiments {name}"
+    assert reading.command(experiment, {"gone": 1, "quiet": True}) == f"python -m experiments {name}"
 
 
 def test_times_and_machines_are_for_people():
     times = [0.04, 8.44, 46.6, 347, 3599.4, 7400]
     said = ["0.0 s", "8.4 s", "47 s", "5 min 47 s", "59 min 59 s", "2 h 3 min"]
-    assert [runs.duration(t) for t in times] == said
+    assert [reading.duration(t) for t in times] == said
     experiment = all_experiments()["fig9"]
     for device, words in [
         ({"platform": "cpu", "kind": "cpu", "count": 2, "processor": "A B"}, "2 CPU cores, A B"),
@@ -214,7 +215,7 @@ def test_times_and_machines_are_for_people():
         ({"platform": "tpu", "kind": "TPU v4", "count": 8}, "8 x TPU v4"),
         ({}, "unknown device"),
     ]:
-        assert runs.Run("fig9", experiment, {"device": device}).hardware == words
+        assert reading.Run("fig9", experiment, {"device": device}).hardware == words
 
 
 def test_table_2_has_the_papers_numbers_beside_ours_at_the_papers_size_alone():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments._pytorch import torch_resnet
+from experiments.speed.peers.pytorch_networks import torch_resnet
 from nets import ResNet, convolution, resnet
 
 

@@ -1,4 +1,4 @@
-"""What experiments/roofline.py says on paper against compiled programs, and against arithmetic by hand."""
+"""What experiments/speed/roofline.py says on paper, against compiled programs and arithmetic by hand."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 import ufm_jax as ufm
-from experiments import large, roofline
+from experiments.speed import large, roofline
 
 SIZE = roofline.Size(num_classes=32, samples=2048, dim=24, devices=2, block_size=512, itemsize=8)
 

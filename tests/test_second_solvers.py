@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ufm_jax as ufm
-from experiments._pymanopt import pymanopt_run, pymanopt_trust_region_costs
+from experiments.speed.peers.pymanopt_solvers import pymanopt_run, pymanopt_trust_region_costs
 from tests.test_solvers import DIM, LABELS, PROBLEMS, K, costs_of
 from ufm_jax.riemannian import Status
 

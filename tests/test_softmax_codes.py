@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments import softmax_codes
+from experiments.landscape import softmax_codes
 
 
 def test_the_logarithm_is_that_of_cross_entropy(key):

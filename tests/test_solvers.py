@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments._pymanopt import pymanopt_run
+from experiments.speed.peers.pymanopt_solvers import pymanopt_run
 from ufm_jax.riemannian import Status
 
 K, N_PER_CLASS, DIM = 10, 5, 32

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, fig06, fig10, networks, runs, status, store, table2, training
-from experiments import data as datasets
-from experiments.store import Network, Store
-from nets import resnet
+from experiments.harness import cli, reading, status, store
+from experiments.harness.store import Network, Store
+from experiments.networks import fig6, fig10, settings, table2, trainer
+from nets import datasets, resnet, training
 
 ROOT = Path(__file__).parent.parent
 RECIPE = training.Recipe(epochs=4, batch_size=15)
@@ -42,7 +42,7 @@ def tiny(monkeypatch):
             out=out, dataset="synthetic", samples_per_class=4, checkpoint_seconds=0, **changes
         )
         setup = training.Setup("tiny", "normalized", 10, 4, RECIPE)
-        needed = [networks.network(config, setup, 7, tau) for tau in taus]
+        needed = [settings.network(config, setup, 7, tau) for tau in taus]
 
         def counted(program):
             def call(*arguments):
@@ -56,10 +56,10 @@ def tiny(monkeypatch):
 
         trained = 0
         try:
-            found = networks.train(config, needed, lambda *_: None, around=counted)
-        except (KeyboardInterrupt, networks._Stopped):
+            found = trainer.train(config, needed, lambda *_: None, around=counted)
+        except (KeyboardInterrupt, trainer._Stopped):
             return None, trained
-        return networks.stacked(found, len(taus)), trained
+        return trainer.stacked(found, len(taus)), trained
 
     return train
 
@@ -113,16 +113,16 @@ def test_figures_share_what_is_the_same_network():
     """A name belongs to the network: not to the figure, the folder, or what else was asked for."""
     few = {"dataset": "cifar10", "width": 16, "samples_per_class": 100, "epochs": 200}
     sweep = set(fig10.needed(fig10.Config(**few, trials=1)))
-    comparison = fig06.Config(**few, architecture=("resnet18",), tau=(1.0, 5.0, 7.0), trials=1)
-    normalized = [network for network in fig06.needed(comparison) if network.tau is not None]
+    comparison = fig6.Config(**few, architecture=("resnet18",), tau=(1.0, 5.0, 7.0), trials=1)
+    normalized = [network for network in fig6.needed(comparison) if network.tau is not None]
     assert len(normalized) == 3
     assert {network.tau for network in normalized if network in sweep} == {1.0, 5.0}
     # The regularized model has no temperature; and a second trial adds to the first.
     at_other_tau = dataclasses.replace(comparison, tau=(10.0,), trials=2, at_once=2, checkpoint_seconds=1)
-    shared = set(fig06.needed(comparison)) & set(fig06.needed(at_other_tau))
+    shared = set(fig6.needed(comparison)) & set(fig6.needed(at_other_tau))
     assert [network.tau for network in shared] == [None]
     # Table 2 measures the test set as well.
-    assert not set(table2.needed(table2.Config(**few))) & set(fig06.needed(fig06.Config(**few)))
+    assert not set(table2.needed(table2.Config(**few))) & set(fig6.needed(fig6.Config(**few)))
 
 
 def test_networks_that_were_stopped_continue_and_finished_ones_stay(tiny, tmp_path):
@@ -202,7 +202,7 @@ def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_pat
 
 
 def test_words_do_not_change_the_code():
-    source = (ROOT / "experiments" / "training.py").read_text()
+    source = (ROOT / "nets" / "training.py").read_text()
     code = store.without_words(source)
     reworded = source.replace('"""', '"""Indeed. ', 1).replace("    # ", "    # Oh: ")
     assert reworded != source
@@ -220,7 +220,7 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     config = fig10.Config(out=tmp_path)
     setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
     network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
-    networks.check_kept(config, [network])
+    store.check_kept(config.out, [network], reuse=False)
     assert capsys.readouterr().err == ""
 
     kept = Store(tmp_path)
@@ -232,9 +232,9 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
         kept.note(network, record)
     words = r"^1 of 1 networks in .* were trained by JAX 0.99 \(here .*\), code of commit \w{7}"
     with pytest.raises(ValueError, match=words) as told:
-        networks.check_kept(config, [network])
+        store.check_kept(config.out, [network], reuse=False)
     assert "--reuse takes them as they are" in str(told.value)
-    networks.check_kept(dataclasses.replace(config, reuse=True), [network])
+    store.check_kept(config.out, [network], reuse=True)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].endswith("taken as they are (--reuse).")
@@ -250,14 +250,14 @@ def test_networks_of_other_data_of_the_same_name_are_refused(tiny, tmp_path, mon
     config = fig10.Config(out=tmp_path)
     setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
     network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
-    networks.check_kept(config, [network])
+    store.check_kept(config.out, [network], reuse=False)
     own = datasets._LOADERS[network.dataset]
     turned = lambda *arguments: own(*arguments)._replace(images=own(*arguments).images[:, ::-1])  # noqa: E731
     monkeypatch.setitem(datasets._LOADERS, network.dataset, turned)
     with pytest.raises(
         ValueError, match=f"by other data of the name {network.dataset}: --reuse takes them"
     ):
-        networks.check_kept(config, [network])
+        store.check_kept(config.out, [network], reuse=False)
 
 
 def test_the_command_line_refuses_them_in_one_sentence(tmp_path, capsys):
@@ -279,7 +279,7 @@ def test_the_command_line_refuses_them_in_one_sentence(tmp_path, capsys):
     assert {file: file.read_bytes() for file in folder.glob("*.npz")} == before
     assert cli.main([*arguments, "--reuse"]) == 0
     assert "taken as they are (--reuse).\n" in capsys.readouterr().err
-    found, skipped = runs.read(tmp_path)
+    found, skipped = reading.read(tmp_path)
     assert skipped == []
     assert found[0].summary["networks"]["seconds"] == 2.0
 
@@ -290,8 +290,8 @@ def test_status_tells_finished_from_begun_from_missing(tiny, tmp_path):
     setup = training.Setup("tiny", "normalized", 10, 4, RECIPE)
     config = fig10.Config(out=tmp_path, dataset="synthetic", samples_per_class=4)
     wider = dataclasses.replace(setup, width=5)
-    needed = [networks.network(config, setup, 7, tau) for tau in (0.5, 1.0, 5.0)]
-    needed.append(networks.network(config, wider, 7, 1.0))
+    needed = [settings.network(config, setup, 7, tau) for tau in (0.5, 1.0, 5.0)]
+    needed.append(settings.network(config, wider, 7, 1.0))
     found = status.of_networks(tmp_path, needed)
     assert [progress.state for progress in found] == ["finished", "in training", "missing", "missing"]
     assert [progress.epochs for progress in found] == [4, 2, 0, 0]

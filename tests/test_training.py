@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 import ufm_jax as ufm
-from experiments import _pytorch, fig10, networks, training
-from experiments import data as datasets
-from nets import resnet
+from experiments.networks import fig10, settings, trainer
+from experiments.speed.peers import pytorch_networks
+from nets import datasets, resnet, training
 from tests import test_resnet
 
 RECIPE = training.Recipe(batch_size=16)
@@ -30,7 +30,7 @@ def _shallow():
     """One block a stage: all the kinds of layers there are, in half the compile time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.ARCHITECTURES, "resnet18", (resnet.BasicBlock, (1, 1, 1, 1)))
-        patch.setitem(_pytorch.STAGES, "resnet18", (1, 1, 1, 1))
+        patch.setitem(pytorch_networks.STAGES, "resnet18", (1, 1, 1, 1))
         yield
 
 
@@ -132,7 +132,7 @@ def test_three_steps_follow_pytorch(model, samples):
     """The released variant from the same weights: momentum, penalties, bias and projection."""
     torch = pytest.importorskip("torch")
     of = setup(model, released=True)
-    theirs = _pytorch.torch_resnet("resnet18", 10, 4, 3, bias=True)
+    theirs = pytorch_networks.torch_resnet("resnet18", 10, 4, 3, bias=True)
     network = training._network(of, samples, jax.random.key(0), 1.0)
     test_resnet.copy_weights(theirs, network)
     graph, params, rest = nnx.split(network, nnx.Param, ...)
@@ -188,8 +188,8 @@ def train_tiny(folder, *, batch_size=15, taus=(1.0,), **changes):
         out=folder, dataset="synthetic", samples_per_class=4, epochs=2, batch_size=batch_size, **changes
     )
     of = training.Setup("tiny", "normalized", 10, 4, config.recipe)
-    needed = [networks.network(config, of, seed, tau) for seed, tau in enumerate(taus)]
-    return networks.stacked(networks.train(config, needed, lambda *_: None), len(taus))
+    needed = [settings.network(config, of, seed, tau) for seed, tau in enumerate(taus)]
+    return trainer.stacked(trainer.train(config, needed, lambda *_: None), len(taus))
 
 
 @pytest.fixture
@@ -288,5 +288,5 @@ def test_a_batch_that_devices_cannot_share_is_one_sentence(tmp_path):
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            networks.check(fig10.Config(**{**few, **changes}))
-    networks.check(fig10.Config(**few, data_parallel=2, batch_norm="replica", batch_size=16))
+            settings.check(fig10.Config(**{**few, **changes}))
+    settings.check(fig10.Config(**few, data_parallel=2, batch_norm="replica", batch_size=16))

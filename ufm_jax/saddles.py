@@ -32,7 +32,7 @@ class CriticalPoint(NamedTuple):
     Attributes:
         point: the last iterate.
         gradient_norm: the norm of the Riemannian gradient there.
-        steps: steps made or refused, int32.
+        steps: steps taken or rejected, int32.
     """
 
     point: Point

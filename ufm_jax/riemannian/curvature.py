@@ -51,7 +51,7 @@ def smallest_eigenpair(
     """The smallest eigenvalue of the Riemannian Hessian and a unit tangent vector that belongs to it.
 
     LOBPCG on the tangent space with Hessian-vector products alone, eight vectors at a time: with one or two
-    it stalls near multiple eigenvalues. Points of few entries, where eight do not fit, use `eigenpairs`.
+    it stalls near multiple eigenvalues. Points with fewer than eight dimensions use `eigenpairs`.
 
     Args:
         objective: any.

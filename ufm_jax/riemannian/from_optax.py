@@ -24,7 +24,7 @@ class FromOptax(Solver):
 
     Each update is made from the Riemannian gradient, projected to the tangent space and retracted. In
     Euclidean space that is Optax itself. There is no line search: the cost may rise, and a step to where it
-    is not finite is not made and ends the run.
+    is not finite is rejected and ends the run.
 
     Args:
         transformation: whose `update` needs the gradient and the parameters alone. What decays parameters

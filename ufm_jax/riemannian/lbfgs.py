@@ -42,7 +42,7 @@ class LBFGSState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LBFGS(Solver):
-    """Riemannian L-BFGS: minus the gradient times an inverse Hessian made of the last steps.
+    """Riemannian L-BFGS: minus the gradient times an inverse Hessian estimated from the last steps.
 
     A new pair is projected to the tangent space at the new point, those before are left as they are, and
     the direction is projected at the end: transporting every pair at each step takes three times as long

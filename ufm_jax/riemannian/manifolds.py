@@ -584,8 +584,8 @@ class Weighted(Manifold):
 
     Points, tangent vectors, projections and retractions are those of `manifold`. The Riemannian gradient
     and Hessian are divided by the weights; norms, distances, radii and random tangents are measured with
-    them. A motion counted more is made less: weights near the diagonal blocks of the Hessian precondition
-    a solver.
+    them. A part with a larger weight moves less: weights near the diagonal blocks of the Hessian
+    precondition a solver.
 
     Args:
         manifold: any.

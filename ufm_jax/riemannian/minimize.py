@@ -29,9 +29,9 @@ class Status(enum.IntEnum):
     CONVERGED = 0
     """The gradient norm is at or below the tolerance."""
     OUT_OF_STEPS = 1
-    """All allowed steps were made, and the gradient norm is still above the tolerance."""
+    """All allowed steps were taken, and the gradient norm is still above the tolerance."""
     STALLED = 2
-    """No further step could be made in this precision, and the gradient norm is above the tolerance."""
+    """No further step was possible in this precision, and the gradient norm is above the tolerance."""
     STOPPED = 3
     """The caller's `until` said so, before the gradient norm was at the tolerance."""
     NOT_FINITE = 4
@@ -106,7 +106,7 @@ class Result(NamedTuple):
         point: the last iterate.
         value: its cost.
         gradient_norm: the norm of its Riemannian gradient, in the metric of the manifold.
-        steps: steps made, int32.
+        steps: number of steps, int32.
         status: a `Status`, int32.
         history: what `measure` or `record` returned, with a leading axis of length `max_steps + 1`: entry t
             belongs to the point after t steps, entry 0 to the start; entries after the last step repeat its
@@ -176,7 +176,7 @@ def minimize(
         objective: what to minimize.
         point: the start, a pytree of floating arrays on the objective's manifold; its dtype is kept.
         solver: for example `ufm_jax.solvers.lbfgs()`.
-        max_steps: most steps to make, at least 0, static.
+        max_steps: largest number of steps, at least 0, static.
         tolerance: stop once the norm of the Riemannian gradient, in the metric of the manifold, is at most
             this; 0 or more.
         measure: a function of the point, recorded at the start and after each step. Under `vmap` each step
@@ -231,7 +231,7 @@ def resume(
         objective: as of the call that gave the state.
         state: `Result.state`, or `solver.init(objective, point)`.
         solver: the same one.
-        max_steps: most steps to make now, at least 0, static.
+        max_steps: largest number of steps in this call, at least 0, static.
         tolerance: of the gradient norm, at least 0, as in `minimize`.
         record: as in `minimize`.
         until: as in `minimize`.

@@ -10,7 +10,7 @@ from ufm_jax.riemannian.manifolds import Manifold, Tree
 
 
 class Evaluation(NamedTuple):
-    """A point with the forward pass made there.
+    """A point with the forward pass computed there.
 
     Attributes:
         point: where.

@@ -35,7 +35,7 @@ class InnerStop(enum.IntEnum):
     """
 
     NOT_RUN = -1
-    """No step has been made yet."""
+    """No step has been taken yet."""
     RESIDUAL = 0
     """The residual of the model's gradient is small enough."""
     BOUNDARY = 1
@@ -43,7 +43,7 @@ class InnerStop(enum.IntEnum):
     NEGATIVE_CURVATURE = 2
     """The model is not convex along a direction, which was followed to the radius."""
     MAX_INNER = 3
-    """All allowed inner iterations were made."""
+    """All allowed inner iterations were used."""
     ROUNDING = 4
     """The next step would have raised the model, which only rounding can do."""
 
@@ -111,7 +111,7 @@ class TrustRegion(Solver):
         kappa: the inner iteration ends once its residual is at most
             `|gradient| min(|gradient|^theta, kappa)`, in (0, 1).
         theta: order of convergence less one, positive; pymanopt has 1.
-        min_inner: inner iterations before that test is made, at least 0.
+        min_inner: inner iterations before that test, at least 0.
         max_inner: most inner iterations; the manifold's dimension if None.
 
     Raises:
@@ -230,7 +230,7 @@ def _minimize_model(
         new_step = optax.tree.add_scale(model.step, alpha, model.direction)
         new_hessian_step = optax.tree.add_scale(model.hessian_step, alpha, hessian_direction)
         new_value = inner(new_step, gradient) + inner(new_step, new_hessian_step) / 2
-        # Only rounding can make an interior step raise the model: then it is not made.
+        # Only rounding can make an interior step raise the model: then it is rejected.
         rises = ~leaves & ~(new_value < model.value)
 
         residual = optax.tree.add_scale(model.residual, alpha, hessian_direction)

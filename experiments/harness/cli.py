@@ -1,0 +1,346 @@
+"""The command line: `python -m experiments NAME [--field value ...]`.
+
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or (also 134) lost
+one of several processes; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C. Only a run that
+finished changes the results.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jax
+import matplotlib as mpl
+import tqdm
+import tyro
+
+from experiments.harness import (
+    chunks,
+    plotting,
+    processes,
+    provenance,
+    record,
+    results_page,
+    status,
+    store,
+    writing,
+)
+from experiments.harness.experiment import (
+    Claim,
+    Config,
+    Experiment,
+    Progress,
+    UfmConfig,
+    all_experiments,
+    expanded,
+)
+
+_USAGE = """\
+usage: python -m experiments NAME [--field value ...]
+
+  NAME --help             the fields of an experiment, and their defaults
+  NAME --tau 0.5 1 5      a field that sweeps takes several values
+  NAME --quiet            for scripts: print only the path of the picture
+  networks-status [NAME] [--field value ...]
+                          which of its networks are finished, and the time left
+  report                  one page of all results
+  record                  keep the results in the documents
+"""
+
+_EXIT_CODES = """\
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a
+traceback, or (also 134) another process of the run was lost; 2 bad input, with
+one line on stderr; 130 interrupted, by Ctrl-C.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the experiment that `arguments` names, and returns the exit code."""
+    catalog = all_experiments()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(f"{_USAGE}\n{listing(catalog)}\n{_EXIT_CODES}", end="")
+        return 0
+    if arguments[0] == "networks-status":
+        return _networks_status(catalog, arguments[1:])
+    if arguments[0] in ("report", "record"):
+        return {"report": results_page, "record": record}[arguments[0]].main(arguments[1:])
+    if arguments[0].startswith("-"):
+        return _bad_input(f"the name of an experiment comes first, before {arguments[0]}.")
+    if arguments[0] not in catalog:
+        near = difflib.get_close_matches(arguments[0].lower(), catalog, n=1)
+        hint = f"did you mean {near[0]}? It must be" if near else "it must be"
+        return _bad_input(f"unknown experiment '{arguments[0]}': {hint} one of {', '.join(catalog)}.")
+
+    experiment = catalog[arguments[0]]
+    try:
+        config = _parse(experiment, arguments[1:])
+        # Checks may evaluate closed forms, and JAX can be set up only before its first use.
+        _set_up_jax(getattr(config, "dtype", "float32"))
+        processes.start(config)
+        config = _with_dtype_of_device(config, arguments)
+        experiment.check(config)
+        if experiment.networks is not None:
+            store.check_kept(config.out, experiment.networks(config), config.reuse)
+        if processes.is_first():
+            writing.check_writable(config.out)
+    except ValueError as error:
+        return _bad_input(str(error))
+    except OSError as error:
+        return _bad_input(f"cannot write results into '{error.filename}': {error.strerror}.")
+    try:
+        with processes.stopping_together():
+            run(experiment, config)
+    except processes.ProcessLostError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        outcome = (
+            "to continue from the last checkpoint:"
+            if _is_begun(experiment, config)
+            else "nothing was written; to start again:"
+        )
+        print(f"\ninterrupted: {outcome} {_command(arguments)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _networks_status(catalog: Mapping[str, Experiment], arguments: Sequence[str]) -> int:
+    """Prints how far the networks of one experiment, or of all, have come; returns the exit code."""
+    needed = {name: e.networks for name, e in catalog.items() if e.networks is not None}
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        if name not in needed:
+            return _bad_input(
+                f"networks-status takes one of {', '.join(needed)}, or none of them, but got '{name}'."
+            )
+        needed = {name: needed[name]}
+    _set_up_jax("float32")
+    try:
+        for name, of_config in needed.items():
+            config = _parse(catalog[name], arguments)
+            print(status.text(name, config.out, of_config(config)))
+    except ValueError as error:
+        return _bad_input(str(error))
+    return 0
+
+
+def _trained(experiment: Experiment, config: Any) -> dict[str, Any] | None:
+    """How the networks of a run were trained so far; None where it has none."""
+    if experiment.networks is None:
+        return None
+    return store.summary(config.out, experiment.networks(config))
+
+
+def _is_begun(experiment: Experiment, config: Any) -> bool:
+    """Whether something is kept that the same command continues from."""
+    trained = _trained(experiment, config)
+    if trained is None:
+        return writing.run_folder(config, experiment.name).exists()
+    return trained["count"] > 0
+
+
+def listing(catalog: Mapping[str, Experiment]) -> str:
+    """The experiments in groups, one line each with their usual time, on as many columns as there are."""
+    columns = min(shutil.get_terminal_size().columns, 108)
+    names = max(map(len, catalog))
+    costs = max(len(experiment.duration) for experiment in catalog.values())
+    lines = []
+    for group, members in itertools.groupby(sorted(catalog.values(), key=_group), key=_group):
+        lines.append(_GROUPS[group])
+        for e in members:
+            start = f"  {e.name:<{names}}  {e.duration:>{costs}}  "
+            lines += textwrap.wrap(start + e.title, columns, subsequent_indent=" " * len(start))
+        lines.append("")
+    return "\n".join(lines)
+
+
+_GROUPS = [
+    "Figures of the unconstrained feature model (time on two CPU cores):",
+    "Networks (time at --scale laptop; --scale paper is CIFAR, and wants a GPU):",
+    "Beyond the paper's figures:",
+]
+
+
+def _group(experiment: Experiment) -> int:
+    if not experiment.name.startswith(("fig", "table")):
+        return 2
+    return 0 if issubclass(experiment.config, UfmConfig) else 1
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What to type in this folder for a run with these arguments."""
+    python = Path(sys.executable)
+    if shutil.which("python") == sys.executable:
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "experiments", *arguments])
+
+
+def run(experiment: Experiment, config: Any) -> None:
+    """Runs `experiment`, writes its results, and prints its claims and the path of its picture.
+
+    Of several processes that share the run, the first does all but the computing.
+    """
+    start = time.perf_counter()
+    earlier = _trained(experiment, config)
+    chunk_folder = [chunks.of_run(experiment.name, config)] if experiment.resumable else []
+    with _progress_bar(experiment.name, config.quiet or not processes.is_first()) as progress:
+        data = experiment.run(config, progress, *chunk_folder)
+    if not processes.is_first():
+        return
+    claims = experiment.claims(config, data)
+    with mpl.rc_context(plotting.STYLE):
+        figure = experiment.plot(config, data)
+        trained = _trained(experiment, config)
+        if trained and earlier:
+            trained["earlier_seconds"] = earlier["seconds"]
+        seconds = time.perf_counter() - start
+        picture = writing.write(experiment, config, data, claims, figure, seconds, trained)
+    writing.remove_run_folder(config, experiment.name)
+    if not config.quiet:
+        if experiment.table is not None:
+            print(experiment.table(config, data) + "\n")
+        print(claims_table(claims))
+    print(picture)
+
+
+def claims_table(claims: list[Claim]) -> str:
+    """The claims as text, a verdict each."""
+    lines = []
+    for claim in claims:
+        lines.append(f"{'holds' if claim.holds else 'FAILS':<6} {claim.claim}")
+        lines.append(f"{'':<6} measured: {claim.measured}")
+    return "\n".join(lines)
+
+
+def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
+    """The config that the command line asks for; raises ValueError with tyro's complaint on one line."""
+    complaint, title = io.StringIO(), experiment.title
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config = tyro.cli(
+                experiment.config,
+                default=experiment.config.at_scale(_scale(arguments)),
+                prog=f"python -m experiments {experiment.name}",
+                description=f"{title[:1].upper()}{title[1:]} ({experiment.duration}).",
+                args=list(arguments),
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit_request:
+        if exit_request.code == 0:
+            raise
+        raise ValueError(_in_plain_words(complaint.getvalue(), experiment)) from None
+    return dataclasses.replace(config, out=expanded(config.out))
+
+
+def _scale(arguments: Sequence[str]) -> str:
+    """The value of --scale, which decides the defaults of the other fields; empty if there is none."""
+    following = re.search(r"--scale[= ](\S+)", " ".join(arguments))
+    return following[1] if following else ""
+
+
+def _in_plain_words(box: str, experiment: Experiment) -> str:
+    """The message of the box in which tyro reports an error, as one sentence on the fields."""
+    # A title, then paragraphs between rules; drawn with other characters where UTF-8 is not spoken.
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    paragraphs = re.split(r"\n?[─-]{8,}\n?", "\n".join(lines))
+    message, *rest = [" ".join(text.split()) for text in paragraphs if text.strip()]
+
+    if unknown := re.match(r"Unrecognized options: ([^,\s]+)", message):
+        name = re.split(r"[=,]", unknown[1].lstrip("-"))[0]
+        near = re.findall(r"Perhaps you meant: --(\S+)", " ".join(rest))
+        near += difflib.get_close_matches(name.lower(), get_type_hints(experiment.config), n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the fields."
+        if unknown[1].startswith("-"):
+            return f"{experiment.name} has no field {unknown[1].split('=')[0]}: {hint}"
+        rule = "fields are given as --field value, several values with spaces between"
+        return f"unexpected '{unknown[1]}': {rule}{'; ' + hint if near else '.'}"
+    if missing := re.match(r"Missing value for argument '(--\S+)'", message):
+        return f"{missing[1]} needs a value."
+    if choice := re.match(r"invalid choice (.*) for argument '(--\S+)'. Expected one of \((.*)\)", message):
+        allowed = re.findall(r"'(.*?)'", choice[3])
+        return (
+            f"{choice[2]} must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}, but is {choice[1]}."
+        )
+    if value := re.match(r"Error parsing --(\w+): .*?((?:'[^']*'(?:, )?)+)", message):
+        kind = str(get_type_hints(experiment.config).get(value[1]))
+        what = "integer" if "int" in kind else "number" if "float" in kind else "value"
+        what = f"{what}s with spaces between" if "tuple" in kind else f"one {what}"
+        return f"--{value[1]} takes {what}, but got {value[2]}."
+    return message
+
+
+def _set_up_jax(dtype: str) -> None:
+    """float64 where asked for, and one JAX device a core, so that trials run beside each other on CPUs."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    with contextlib.suppress(RuntimeError):  # Too late once JAX has started: then it stays as it is.
+        if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            # Two at least: a program for one device can round otherwise than one for several.
+            jax.config.update("jax_num_cpu_devices", max(2, provenance.cores()))
+
+
+def _with_dtype_of_device(config: Any, arguments: Sequence[str]) -> Any:
+    """`config`, with the floating type that a TPU has unless `arguments` name one."""
+    if getattr(config, "dtype", None) != "float64" or jax.default_backend() != "tpu":
+        return config
+    if any(argument.startswith("--dtype") for argument in arguments):
+        raise ValueError("dtype must be float32 on a TPU, which has no float64.")
+    return dataclasses.replace(config, dtype="float32")
+
+
+@contextlib.contextmanager
+def _remembered_interrupt() -> Iterator[Callable[[], None]]:
+    """A function that raises KeyboardInterrupt if Ctrl-C has been pressed in the block.
+
+    The exception itself can be lost, where it falls into a callback of JAX's.
+    """
+    pressed = False
+
+    def remember(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _progress_bar(name: str, quiet: bool) -> Iterator[Progress]:
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
+    bar = tqdm.tqdm(desc=name, total=1.0, bar_format=layout, disable=quiet)
+    with bar, _remembered_interrupt() as raise_if_interrupted:
+
+        def progress(done: float, total: float, note: str = "") -> None:
+            raise_if_interrupted()
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done / total - bar.n)
+
+        yield progress
+
+
+def _bad_input(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,293 @@
+"""Trained networks, a file each: what no later run trains again.
+
+A file's name is decided by what decides the network and by nothing else, so every experiment finds the
+networks that others have trained, and folders of several machines are brought together by copying.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import nets
+import ufm_jax
+from experiments.harness import provenance, writing
+from experiments.harness.checkpoints import Checkpoints
+from nets import datasets, training
+
+FORMAT = 1
+"""Part of what decides a network: raised on purpose, where those of earlier code are to be left alone."""
+
+FOLDER = "networks"
+"""Where they lie in the folder of the results."""
+
+History = dict[str, np.ndarray]
+"""Metrics after every epoch, (epochs,) each."""
+
+Record = dict[str, Any]
+"""What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, `made_by`, and the
+digest of its `data`.
+"""
+
+_DECIDING = [
+    *sorted(Path(nets.__path__[0]).glob("*.py")),
+    *(
+        Path(ufm_jax.__path__[0], f"{name}.py")
+        for name in ("_products", "losses", "riemannian/manifolds", "riemannian/transforms", "streaming")
+    ),
+    *sorted(Path(ufm_jax.__path__[0], "metrics").glob("*.py")),
+]
+"""The modules that decide a network's numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """All that decides a trained network, but for the kind of device and `FORMAT`.
+
+    A field that comes later has to be left out of `identity` where it has the value that all networks had
+    before it, or every file's name changes.
+
+    Attributes:
+        setup: the architecture, the model, the width and the recipe.
+        dataset: what it is trained on.
+        samples_per_class: of the training set; 0 for all.
+        random_labels: whether labels are dealt anew.
+        data_seed: decides the draw of samples and of labels.
+        seed: decides the start and the order of samples.
+        tau: temperature; None for the regularized model, which has none.
+        tested: whether the metrics of the test set are in its history, too.
+    """
+
+    setup: training.Setup
+    dataset: datasets.Name
+    samples_per_class: int
+    random_labels: bool
+    data_seed: int
+    seed: int
+    tau: float | None
+    tested: bool
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of its training."""
+        return self.setup.recipe.epochs
+
+    @property
+    def title(self) -> str:
+        """What tells it from the other networks of an experiment, for people."""
+        tau = "" if self.tau is None else f" tau={self.tau:g}"
+        return f"{self.setup.architecture} {self.setup.model}{tau} width {self.setup.width}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides it, as JSON."""
+        return {"format": FORMAT, "device": jax.default_backend(), **dataclasses.asdict(self)}
+
+    @property
+    def name(self) -> str:
+        """The name of its file: a few words for people, and a digest of its identity."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        labels = " random labels" if self.random_labels else ""
+        words = f"{self.dataset}{labels} n{self.samples_per_class or 'all'} {self.title} {digest}"
+        return re.sub(r"[ =]", "-", words)
+
+
+class Store:
+    """The networks of one folder of results, finished and in training.
+
+    Finished: a file `NAME.npz` with the history and, inside it, `network.json` with the record. In
+    training: its checkpoints, and the record beside them.
+    """
+
+    def __init__(self, out: Path):
+        """Of the results in `out`; nothing is made before there is something to keep."""
+        self.folder = out / FOLDER
+        self._training = self.folder / ".training"
+        self._maker = origin()  # Here, because Python 3.11 cannot parse in two threads beside each other.
+
+    def history(self, network: Network) -> History | None:
+        """The history of a finished network; None, and a sentence on stderr, where its file is damaged."""
+        file = self._file(network)
+        if not file.exists():
+            return None
+        try:
+            history = _read_history(file)
+            record = read_record(file)
+            if record is None or record["network"] != network.identity:
+                raise ValueError("it does not say that it holds this network")
+            if not history or any(values.shape != (network.epochs,) for values in history.values()):
+                raise ValueError("it does not hold every epoch")
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy raises whatever its readers meet.
+            print(f"\n'{file}' is damaged ({error}): the network is trained again.", file=sys.stderr)
+            return None
+        return history
+
+    def record(self, network: Network) -> Record | None:
+        """The record of a network that is finished or in training; None where there is none to be read."""
+        for file in (self._file(network), self._begun(network)):
+            record = read_record(file)
+            if record is not None and record["network"] == network.identity:
+                return record
+        return None
+
+    def records(self) -> list[Record]:
+        """The records of all networks here that can be read."""
+        files = [*sorted(self.folder.glob("*.npz")), *sorted(self._training.glob("*.json"))]
+        return [record for file in files if (record := read_record(file)) is not None]
+
+    def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
+        """The checkpoints of a network, and its record as this code begins or continues it."""
+        record = read_record(self._begun(network))
+        if record is None:  # Then nobody knows who made the checkpoints.
+            shutil.rmtree(self._checkpoints(network), ignore_errors=True)
+            record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
+            record["data"] = datasets.digest(network.dataset)
+        if self._maker not in record["made_by"]:
+            record["made_by"].append(self._maker)
+        checkpoints = Checkpoints(self._checkpoints(network), seconds)
+        self.note(network, record)
+        return checkpoints, record
+
+    def note(self, network: Network, record: Record) -> None:
+        """Keeps the record of a network in training."""
+        writing.write_file(self._begun(network), _as_json(record))
+
+    def finish(self, network: Network, record: Record, history: History) -> None:
+        """Keeps a finished network, and removes its checkpoints."""
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **history)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.writestr("network.json", _as_json(record))
+        writing.write_file(self._file(network), content.getvalue())
+        shutil.rmtree(self._checkpoints(network), ignore_errors=True)
+        self._begun(network).unlink(missing_ok=True)
+
+    def _file(self, network: Network) -> Path:
+        return self.folder / f"{network.name}.npz"
+
+    def _checkpoints(self, network: Network) -> Path:
+        return self._training / network.name
+
+    def _begun(self, network: Network) -> Path:
+        return self._training / f"{network.name}.json"
+
+
+def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
+    """Raises ValueError where other code, JAX or data have trained some, unless `reuse` says to take them.
+
+    Then the same is said on stderr.
+    """
+    store = Store(out)
+    kept = [record for network in networks if (record := store.record(network)) is not None]
+    data = {name: datasets.digest(name) for name in {record["network"]["dataset"] for record in kept}}
+    by_others = [others(record, data[record["network"]["dataset"]]) for record in kept]
+    theirs = [words for words in by_others if words]
+    if not theirs:
+        return
+    who = ", ".join(sorted(set().union(*theirs)))
+    what = f"{len(theirs)} of {len(networks)} networks in '{store.folder}' were trained by {who}"
+    if not reuse:
+        raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them anew.")
+    print(f"{what}: taken as they are (--reuse).", file=sys.stderr)
+
+
+def summary(out: Path, networks: Sequence[Network]) -> dict[str, Any]:
+    """How many of `networks` are finished or begun, the seconds of their epochs together, and by whom."""
+    store = Store(out)
+    records = [record for network in networks if (record := store.record(network)) is not None]
+    makers = [maker for record in records for maker in record["made_by"]]
+    return {
+        "count": len(records),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "made_by": [maker for i, maker in enumerate(makers) if maker not in makers[:i]],
+    }
+
+
+def _as_json(record: Record) -> bytes:
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
+def read_record(file: Path) -> Record | None:
+    """The record in a finished network's file, or beside checkpoints; None if missing or damaged."""
+    try:
+        if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                record = json.loads(archive.read("network.json"))
+        else:
+            record = json.loads(file.read_bytes())
+        known = {"network": dict, "epochs": int, "seconds": float, "made_by": list}
+        return record if all(isinstance(record[name], kind) for name, kind in known.items()) else None
+    except Exception:  # As above.
+        return None
+
+
+def _read_history(file: Path) -> History:
+    """The arrays in a finished network's file; archives carry checksums."""
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files if name != "network.json"}
+
+
+@functools.cache
+def origin() -> dict[str, Any]:
+    """Who trains networks here: the code, JAX, the commit and the device."""
+    return {
+        "code": code_digest(),
+        "jax": jax.__version__,
+        "git": provenance.git(),
+        "device": provenance.device(),
+    }
+
+
+def others(record: Record, data: str) -> set[str]:
+    """What other than this code, this JAX and these `data` (a digest) has trained a network, in words."""
+    words = set()
+    if record.get("data", data) != data:  # Records of earlier code do not say.
+        words.add(f"other data of the name {record['network']['dataset']}")
+    for maker in record["made_by"]:
+        git = maker["git"] or {"commit": "unknown", "dirty": False}
+        if maker["code"] != code_digest():
+            words.add(f"code of commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}")
+        if maker["jax"] != jax.__version__:
+            words.add(f"JAX {maker['jax']} (here {jax.__version__})")
+    return words
+
+
+@functools.cache
+def code_digest() -> str:
+    """A digest of the modules that decide a network's numbers, without their comments and docstrings."""
+    hasher = hashlib.sha256()
+    for file in _DECIDING:
+        hasher.update(f"{file.name} {without_words(file.read_text(encoding='utf-8'))}".encode())
+    return hasher.hexdigest()[:12]
+
+
+def without_words(source: str) -> str:
+    """Source code without comments and docstrings, all laid out alike."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [x for x in body if not _is_docstring(x)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

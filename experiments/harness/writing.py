@@ -1,0 +1,136 @@
+"""Writing a run's results: all of them or none."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import experiments
+import nets
+import ufm_jax
+from experiments.harness import provenance
+from experiments.harness.experiment import LOCAL, Claim, Config, Data, Experiment
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder `out`, and raises OSError where results cannot be written into it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".check-"):
+        pass
+
+
+def write(
+    experiment: Experiment,
+    config: Config,
+    data: Data,
+    claims: list[Claim],
+    figure: Figure,
+    seconds: float,
+    networks: dict[str, Any] | None = None,
+) -> Path:
+    """Writes the data, the summary, a table if there is one, and the figure; returns the path of its PNG.
+
+    The summary also says how the `networks` of the run were trained, where it has some. The files appear
+    together, in place of an earlier run's, once all of them are complete.
+    """
+    with _replacing(config.out / experiment.name) as folder:
+        np.savez(folder / "data.npz", allow_pickle=False, **data)
+        (folder / "summary.json").write_text(
+            json.dumps(_summary(experiment, config, claims, seconds, networks), indent=2, default=str)
+            + "\n"
+        )
+        if experiment.table is not None:
+            (folder / "table.md").write_text(experiment.table(config, data) + "\n")
+        figure.savefig(folder / f"{experiment.name}.png", dpi=200)
+        # Without a date the same figure is the same file.
+        figure.savefig(folder / f"{experiment.name}.pdf", metadata={"CreationDate": None})
+    return config.out / experiment.name / f"{experiment.name}.png"
+
+
+def run_folder(config: Config, name: str) -> Path:
+    """Where the experiment `name` keeps what a run that was stopped continues from.
+
+    One folder for all that decides the numbers: the config, this code to the letter, JAX, and the kind of
+    device.
+    """
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL}
+    deciding = [json.dumps(fields, sort_keys=True, default=str), jax.__version__, jax.default_backend()]
+    return config.out / f".{name}-checkpoints" / _digest_with_code("".join(deciding).encode())
+
+
+def remove_run_folder(config: Config, name: str) -> None:
+    """Removes it once its run is finished, and leaves those of other configs."""
+    folder = run_folder(config, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Others are in it, or it was never made.
+        folder.parent.rmdir()
+
+
+def _digest_with_code(text: bytes) -> str:
+    hasher = hashlib.sha256(text)
+    for package in (ufm_jax, nets, experiments):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            hasher.update(file.read_bytes())
+    return hasher.hexdigest()[:12]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or not there: an interrupted write leaves the earlier one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
+        try:
+            new.write(content)
+            new.close()
+            Path(new.name).chmod(0o644)
+            Path(new.name).replace(path)
+        except BaseException:
+            Path(new.name).unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        new.chmod(0o755)
+        yield new
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+            folder.rename(old / folder.name)
+            new.rename(folder)
+            shutil.rmtree(old)
+        else:
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _summary(
+    experiment: Experiment,
+    config: Config,
+    claims: list[Claim],
+    seconds: float,
+    networks: dict[str, Any] | None,
+) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return {
+        "experiment": experiment.name,
+        "scale": fields.get("scale"),
+        "config": fields,
+        "seed": config.seed,
+        # A comparison of arrays is no Python bool, and JSON would keep it as a word.
+        "claims": [dataclasses.asdict(claim) | {"holds": bool(claim.holds)} for claim in claims],
+        "seconds": round(seconds, 3),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+        "git": provenance.git(),
+    } | ({} if networks is None else {"networks": networks})

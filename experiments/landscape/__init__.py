@@ -1,0 +1,1 @@
+"""Experiments on the loss landscape: saddles, spurious minima, and where the theorems end."""

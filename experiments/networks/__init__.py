@@ -1,0 +1,1 @@
+"""Experiments on networks, and how trained networks are kept."""

@@ -1,0 +1,1 @@
+"""Other libraries behind one interface each; all are optional."""
