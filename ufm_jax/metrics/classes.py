@@ -7,6 +7,7 @@ Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for C
 American Statistician 1983.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,8 +24,8 @@ GlobalMean = Literal["samples", "classes"]
 Absent = Literal["error", "skip"]
 """What is done with classes that have no sample: an error, or they are left out."""
 
-_MOST_ONE_HOT = 1024
-"""Classes up to which sums by class are products with one-hot rows; above, they would cost too much."""
+_MOST_ONE_HOT = 2**23
+"""Entries of one-hot rows up to which sums by class are products with them; more would cost too much."""
 
 
 class Sums(NamedTuple):
@@ -100,14 +101,13 @@ def by_class(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Arra
     Of few classes by a product with one-hot labels, which adds in a fixed order on every device; scattered
     additions on a GPU do not.
     """
-    if num_classes > _MOST_ONE_HOT or jnp.finfo(values.dtype).bits >= 64:
+    if len(labels) * num_classes > _MOST_ONE_HOT:
         return jax.ops.segment_sum(values, labels, num_classes)
     return matmul(jax.nn.one_hot(labels, num_classes, dtype=values.dtype).T, values)
 
 
 def centres_of(sums: Sums, global_mean: GlobalMean = "samples") -> Centres:
     """The centres of the classes; NaN where a class has no sample."""
-    one_of("global_mean", global_mean, GlobalMean)
     shifts = sums.sums / sums.counts[:, None]
     from_first = sums.first - sums.first[0] + shifts
     weights = sums.counts if global_mean == "samples" else jnp.ones_like(sums.counts)
@@ -163,10 +163,19 @@ def whole(
         kept, labels = present(np.bincount(np.asarray(labels), minlength=num_classes), labels)
     else:
         _checks.every_class_present(labels, num_classes)
+    one_of("global_mean", global_mean, GlobalMean)
     dtype, features = features.dtype, widen(features)
-    sums = add(no_sums(len(kept), features.shape[1], features.dtype), features, labels)
+    centres, apart = _centres_and_deviations(features, labels, len(kept), global_mean)
+    return Whole(features, labels, centres, apart, kept, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _centres_and_deviations(
+    features: jax.Array, labels: jax.Array, num_classes: int, global_mean: GlobalMean
+) -> tuple[Centres, jax.Array]:
+    sums = add(no_sums(num_classes, features.shape[1], features.dtype), features, labels)
     centres = centres_of(sums, global_mean)
-    return Whole(features, labels, centres, deviations(centres, features, labels), kept, dtype)
+    return centres, deviations(centres, features, labels)
 
 
 def present(counts: np.ndarray, labels: jax.Array) -> tuple[np.ndarray, jax.Array]:

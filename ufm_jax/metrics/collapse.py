@@ -341,6 +341,7 @@ def _means(values: jax.Array, data: Whole, per_class: bool) -> jax.Array:
     return jnp.mean(values)
 
 
+@jax.jit
 def decisions(W: jax.Array, features: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """The class (N,) of the largest score of each sample (N, d), the first on a tie."""
 
@@ -351,6 +352,7 @@ def decisions(W: jax.Array, features: jax.Array, bias: jax.Array | None = None) 
     return pairs.in_blocks(of_block, features, len(W))
 
 
+@jax.jit
 def nearest(means: jax.Array, features: jax.Array) -> jax.Array:
     """The class (N,) of the mean (K, d) nearest to each sample (N, d)."""
     # ||h - m||^2 = ||h||^2 - 2 (<h, m> - ||m||^2 / 2), about the middle, where it is rounded least.
@@ -372,6 +374,7 @@ def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     )
 
 
+@jax.jit
 def distance_to_simplex(A: jax.Array, B: jax.Array) -> jax.Array:
     """Distance of `A B^T` (K, K), scaled to unit norm, from `(I - 11^T/K)/sqrt(K-1)`.
 

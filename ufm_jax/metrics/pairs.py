@@ -68,6 +68,7 @@ def cdnv_by_class(means: jax.Array, variances: jax.Array, exponent: float, halve
     return in_blocks(of_block, (means, variances, jnp.arange(count)), count)
 
 
+@jax.jit
 def directional_sums(means: jax.Array, deviations: jax.Array, labels: jax.Array) -> jax.Array:
     """For each deviation (B, d), the sum over j of `<deviation, m_c - m_j>^2 / |m_c - m_j|^4`, (B,)."""
     count = len(means)

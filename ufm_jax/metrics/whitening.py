@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ufm_jax._products import matmul
 
 
+@jax.jit  # Else both branches would be compiled at every call.
 def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
     """Rows (R, d) with `rows^T rows = Sigma_B^+ = K (M^T M)^+`, R = min(K, d), for means M (K, d).
 
@@ -47,6 +48,7 @@ def _by_decomposition(means: jax.Array) -> jax.Array:
     return rows * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))[:, None]
 
 
+@jax.jit
 def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.Array:
     """As `whitening_of`, from the means alone, for a dtype in which squares have too few digits.
 
