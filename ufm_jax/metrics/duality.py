@@ -215,7 +215,7 @@ class SquaredErrorParts(NamedTuple):
     """The squared error of a classifier, in the parts of Han, Papyan and Donoho.
 
     Attributes:
-        total: the sum of the parts, `mean_i |W h_i + b - y_i|^2 / 2` plus the decay.
+        total: `mean_i |W h_i + b - y_i|^2 / 2` plus the decay; the sum of the parts.
         nc1: of variability within classes, at the least-squares classifier.
         nc23: of class means that the least-squares classifier does not map to their labels.
         perpendicular: of the distance of the classifier from the least-squares one.
@@ -245,8 +245,8 @@ def squared_error_decomposition(
         L_NC2/3 = sum_k p_k |V* (m_k, 1) - e_k|^2 / 2
         L_perp  = tr((V - V*) (S + weight_decay I) (V - V*)^T) / 2.
 
-    Their sum is `mean_i |V x_i - y_i|^2 / 2 + weight_decay |V|^2 / 2`. Han, Papyan and Donoho have classes of
-    equal size, and divide by K too.
+    Their sum is `mean_i |V x_i - y_i|^2 / 2 + weight_decay |V|^2 / 2`. Han, Papyan and Donoho have classes
+    of equal size, p_k = 1/K.
 
     Args:
         W: classifier rows, (K, d), K at least 2.
@@ -303,16 +303,20 @@ def squared_error_parts(
     best = matmul(weighted, jnp.linalg.pinv(second, rtol=len(second) * jnp.finfo(W.dtype).eps, hermitian=True))
     count = len(means)
 
-    def of_block(block):
-        rows, share, index = block
-        errors = matmul(rows, best.T) - jax.nn.one_hot(index, count, dtype=rows.dtype)
-        return share * jnp.sum(errors**2, -1)
+    def of_means(classifier):
+        def of_block(block):
+            rows, share, index = block
+            errors = matmul(rows, classifier.T) - jax.nn.one_hot(index, count, dtype=rows.dtype)
+            return share * jnp.sum(errors**2, -1)
 
-    nc23 = jnp.sum(pairs.in_blocks(of_block, (means, frequencies, jnp.arange(count)), count)) / 2
-    nc1 = jnp.sum(matmul(best, within) * best) / 2
-    apart = W - best
-    perpendicular = jnp.sum(matmul(apart, second) * apart) / 2
-    return SquaredErrorParts(nc1 + nc23 + perpendicular, nc1, nc23, perpendicular)
+        return jnp.sum(pairs.in_blocks(of_block, (means, frequencies, jnp.arange(count)), count)) / 2
+
+    def quadratic(rows, matrix):
+        return jnp.sum(matmul(rows, matrix) * rows) / 2
+
+    # The total needs no least-squares classifier, and keeps its digits where that loses some.
+    total = quadratic(W, within) + of_means(W)
+    return SquaredErrorParts(total, quadratic(best, within), of_means(best), quadratic(W - best, second))
 
 
 def square_of_difference(ours: jax.Array, theirs: jax.Array) -> jax.Array:
