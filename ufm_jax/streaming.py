@@ -35,7 +35,7 @@ Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for C
 Variance*, American Statistician 1983.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ from ufm_jax.metrics import classes
 from ufm_jax.metrics.measurement import Batches, Measurement, measured
 from ufm_jax.metrics.passes import FirstPass, SecondPass
 
-__all__ = ["FirstPass", "SecondPass", "first_pass", "measure", "measure_batches"]
+__all__ = ["FirstPass", "SecondPass", "first_pass", "layer_inputs", "measure", "measure_batches", "tokens"]
 
 
 def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> FirstPass:
@@ -168,3 +168,71 @@ def measure(
     first = fold(first_pass(num_classes, dim, _checks.real_dtype(features.dtype)))
     found = fold(first.second_pass(W, bias)).metrics()
     return {name: value for name, value in found.items() if not name.startswith(("squared_error", "nc5"))}
+
+
+def layer_inputs(model: Any, layer: Any, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """What goes into a layer of a PyTorch model, with the labels, a batch after the other.
+
+    Of the last linear layer these are the penultimate features. Their classifier is the layer itself:
+    `W=layer.weight` and `bias=layer.bias`. Call it under `torch.no_grad()` and after `model.eval()`.
+
+    Args:
+        model: called with the inputs of each batch; PyTorch is not imported here.
+        layer: one of its modules, with `register_forward_pre_hook`, which runs once when the model runs.
+        batches: pairs of inputs and labels, such as a `DataLoader`.
+
+    Yields:
+        Features, as the layer gets them, and labels; the hook is taken away at the end.
+
+    Raises:
+        ValueError: the layer did not run exactly once.
+
+    Reference: docs/training_loop.md.
+    """
+    seen: list[Any] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        for inputs, labels in batches:
+            seen.clear()
+            model(inputs)
+            if len(seen) != 1:
+                raise ValueError(f"layer must run once when the model runs, but ran {len(seen)} times.")
+            yield seen.pop(), labels
+    finally:
+        hook.remove()
+
+
+def tokens(
+    hidden: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, ignored: int = -100
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of sequences that count, one below the other, as features and labels.
+
+    Args:
+        hidden: states of a model, (N, T, d); of NumPy, JAX or PyTorch, on any device.
+        labels: the class of each position, integers (N, T). For a causal language model they are the next
+            tokens: pass `hidden[:, :-1]`, `labels[:, 1:]` and `mask[:, 1:]`.
+        mask: (N, T), nonzero where a position counts, as `attention_mask` has it; all count if None.
+        ignored: a label that marks positions that do not count, at most -1 as a rule.
+
+    Returns:
+        Features (M, d) and labels (M,) of the M positions that count, in order.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> features, labels = ufm.streaming.tokens(np.ones((2, 3, 4)), [[0, 1, -100], [2, 2, 1]], np.eye(2, 3))
+    >>> print(features.shape, labels)
+    (2, 4) [0 2]
+
+    Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
+    """
+    found, classes_ = (np.asarray(_checks.array(*x)) for x in (("hidden", hidden), ("labels", labels)))
+    keep = classes_ != ignored
+    if mask is not None:
+        keep = keep & (np.asarray(_checks.array("mask", mask)) != 0) if np.shape(mask) == keep.shape else None
+    if found.ndim < 2 or keep is None or found.shape[:-1] != keep.shape:
+        raise ValueError(
+            f"labels and mask must have the shape {found.shape[:-1]} of the positions of hidden, but have "
+            f"shapes {classes_.shape} and {np.shape(mask) if mask is not None else None}."
+        )
+    return found[keep], classes_[keep]

@@ -106,6 +106,7 @@ def by_class(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Arra
     return matmul(jax.nn.one_hot(labels, num_classes, dtype=values.dtype).T, values)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def centres_of(sums: Sums, global_mean: GlobalMean = "samples") -> Centres:
     """The centres of the classes; NaN where a class has no sample."""
     shifts = sums.sums / sums.counts[:, None]
