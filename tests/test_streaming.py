@@ -176,7 +176,9 @@ def test_passes_cannot_be_taken_in_the_wrong_order():
     assert first.add(frame[:0], labels[:0]) is first
     second = first.second_pass(frame)
     for pass_ in (second, second.add(frame[labels[1:]], labels[1:])):
-        with pytest.raises(ValueError, match="both passes must go over the same samples, but the first saw 6"):
+        with pytest.raises(
+            ValueError, match="both passes must go over the same samples, but the first saw 6"
+        ):
             pass_.metrics()
     with pytest.raises(ValueError, match=r"W must have shape \(3, 4\), but has shape \(4, 4\)"):
         first.second_pass(jnp.eye(4))

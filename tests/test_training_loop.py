@@ -1,4 +1,4 @@
-"""The metrics beside training loops of PyTorch, Flax and sequence models, as docs/training_loop.md has them."""
+"""The metrics beside loops of PyTorch, Flax and sequence models, as docs/training_loop.md has them."""
 
 import re
 from pathlib import Path

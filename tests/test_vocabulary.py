@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ufm_jax as ufm
 from tests.test_generalized import reference_distances, reference_gnc3
-from tests.test_metrics import reference_cdnv, reference_nc1, reference_nc2, reference_nc3, reference_nc4
+from tests.test_metrics import reference_cdnv, reference_nc1, reference_nc2, reference_nc3
 from ufm_jax import metrics, streaming
 from ufm_jax.metrics import pairs
 
@@ -517,7 +517,9 @@ def test_the_page_says_what_formulas_and_other_code_say():
             np.testing.assert_allclose(found, OF_OTHER_CODE[key], rtol=1e-10, err_msg=key)
         with jax.enable_x64(False):
             single = eval(call, names)
-        np.testing.assert_allclose(single, expected[key], rtol=1e-3 if "NC2/3" in key else 1e-5, err_msg=key)
+        np.testing.assert_allclose(
+            single, expected[key], rtol=1e-3 if "NC2/3" in key else 1e-5, err_msg=key
+        )
 
 
 def test_measure_has_the_rows_of_the_page_in_its_own_conventions():

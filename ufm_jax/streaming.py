@@ -23,13 +23,13 @@ each is a value with a method that returns the next, and only what `second_pass`
     NC1 0.0000
 
 Both are pytrees and their methods pure, so they work as the carry of a `jax.lax.scan`. A network runs once
-where its features are kept, N x d, and else once for each pass. Memory is O(K d) beside them, and d x d where
-the squared error is asked for.
+where its features are kept, N x d, and else once for each pass. Memory is O(K d) beside them, and d x d
+where the squared error is asked for.
 
-The definitions are those of `ufm_jax.metrics`, and so are the arrays that it takes. That module squares class
-means to (M M^T)^+, which suits float64; in float32 M is decomposed itself here, which loses half as many
-digits. All sums are about the first sample of a class: what the features share, as all of them do after a
-ReLU, is subtracted before anything is rounded, and costs no digits.
+The definitions are those of `ufm_jax.metrics`, and so are the arrays that it takes. That module squares
+class means to (M M^T)^+, which suits float64; in float32 M is decomposed itself here, which loses half as
+many digits. All sums are about the first sample of a class: what the features share, as all of them do after
+a ReLU, is subtracted before anything is rounded, and costs no digits.
 
 Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
 Variance*, American Statistician 1983.
@@ -229,7 +229,9 @@ def tokens(
     found, classes_ = (np.asarray(_checks.array(*x)) for x in (("hidden", hidden), ("labels", labels)))
     keep = classes_ != ignored
     if mask is not None:
-        keep = keep & (np.asarray(_checks.array("mask", mask)) != 0) if np.shape(mask) == keep.shape else None
+        keep = (
+            keep & (np.asarray(_checks.array("mask", mask)) != 0) if np.shape(mask) == keep.shape else None
+        )
     if found.ndim < 2 or keep is None or found.shape[:-1] != keep.shape:
         raise ValueError(
             f"labels and mask must have the shape {found.shape[:-1]} of the positions of hidden, but have "

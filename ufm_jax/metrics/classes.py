@@ -1,10 +1,10 @@
 """Features by class: what all metrics are made of, gathered from whole arrays or a batch at a time.
 
-Sums of a class are about its first sample. What the features of a class share is therefore subtracted before
-anything is rounded, and a class that has nearly collapsed keeps its digits, in float32 too.
+Sums of a class are about its first sample. What the features of a class share is therefore subtracted
+before anything is rounded, and a class that has nearly collapsed keeps its digits, in float32 too.
 
-Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample Variance*,
-American Statistician 1983.
+Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
+Variance*, American Statistician 1983.
 """
 
 import functools

@@ -3,8 +3,8 @@
 NC2 and NC3 are small differences between numbers near one, and NC1 and CDNV divide by squares of small
 numbers. So each metric is evaluated in float64 wherever JAX has it enabled, and returned in the dtype of
 W, or of the features where there is no W. Integers and booleans count as JAX's default float, and bfloat16
-and float16 as float32. All arrays may be of NumPy, JAX or PyTorch, or nested lists. Nothing factors or holds
-a K x K matrix where d is smaller, or holds the scores of all samples.
+and float16 as float32. All arrays may be of NumPy, JAX or PyTorch, or nested lists. Nothing factors or
+holds a K x K matrix where d is smaller, or holds the scores of all samples.
 
 References: Papyan, Han, Donoho, *Prevalence of Neural Collapse during the Terminal Phase of Deep Learning
 Training*, PNAS 2020; Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
@@ -48,9 +48,9 @@ def nc1(
 
     Sigma_W is the mean of `(h_i - mean of its class)(...)^T` over all samples, Sigma_B the mean of
     `(class mean - global mean)(...)^T` over the classes, and + the pseudo-inverse with the cutoff of
-    `scipy.linalg.pinv`. Classes may differ in size. Only the variability along the class means counts: where
-    these are exactly equal, Sigma_B is zero, and so is NC1, however widely the features are spread; where
-    they differ by rounding errors, it is huge.
+    `scipy.linalg.pinv`. Classes may differ in size. Only the variability along the class means counts:
+    where these are exactly equal, Sigma_B is zero, and so is NC1, however widely the features are spread;
+    where they differ by rounding errors, it is huge.
 
     Args:
         features: (N, d).
@@ -170,7 +170,7 @@ def nc3(
     0.0000
     """
     W = classifier(W)
-    data = whole(features, labels, *W.shape, global_mean, absent)
+    data = whole(features, labels, len(W), W.shape[1], global_mean, absent)
     return distance_to_simplex(scaled(data.rows(W)), data.centres.centred).astype(W.dtype)
 
 
@@ -210,7 +210,7 @@ def nc4(
     0.75
     """
     W = classifier(W)
-    data = whole(features, labels, *W.shape, "samples", absent)
+    data = whole(features, labels, len(W), W.shape[1], "samples", absent)
     bias = None if bias is None else bias_of(bias, len(W))
     near = jnp.asarray(data.kept)[nearest(data.centres.means, data.features)]
     agree = (decisions(widen(W), data.features, bias) == near).astype(data.features.dtype)
@@ -255,8 +255,8 @@ def cdnv(
     >>> print(f"{ufm.metrics.cdnv(features, [0, 0, 1, 1], 2):.4f}")
     0.0278
 
-    References: Galanti, Gyorgy, Hutter, *On the Role of Neural Collapse in Transfer Learning*, ICLR 2022; Wu,
-    Papyan, *Linguistic Collapse*, NeurIPS 2024.
+    References: Galanti, Gyorgy, Hutter, *On the Role of Neural Collapse in Transfer Learning*, ICLR 2022;
+    Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
     """
     _checks.positive("exponent", exponent)
     data = whole(features, labels, num_classes, None, "samples", absent)

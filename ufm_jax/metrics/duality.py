@@ -35,8 +35,8 @@ def self_duality(
 ) -> jax.Array:
     """NC3 as Papyan, Han and Donoho plot it, `|| W/||W||_F - M/||M||_F ||_F^2`; 0 at collapse.
 
-    M holds the class means minus the global mean. `nc3`, the form of Zhu et al., is 0 only if W is a simplex
-    ETF too; this one for any W along the means.
+    M holds the class means minus the global mean. `nc3`, the form of Zhu et al., is 0 only if W is a
+    simplex ETF too; this one for any W along the means.
 
     Args:
         W: classifier rows, (K, d), K at least 2.
@@ -165,7 +165,7 @@ def bias_duality(
     >>> print(ufm.metrics.bias_duality(np.eye(2), np.eye(2), [0, 1], [-0.5, -0.5]))
     0.0
 
-    Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021.
+    Reference: Zhu et al., *A Geometric Analysis of Neural Collapse*, NeurIPS 2021.
     """
     W, data = _both(W, features, labels, global_mean, absent)
     offsets = matmul(data.rows(W), _global_mean(data, global_mean)) + _bias(data, W, bias)
@@ -267,8 +267,8 @@ def squared_error_decomposition(
     >>> print(f"{parts.total:.1f} = {parts.nc1:.1f} + {parts.nc23:.1f} + {parts.perpendicular:.1f}")
     0.5 = 0.0 + 0.0 + 0.5
 
-    Reference: Han, Papyan, Donoho, *Neural Collapse Under MSE Loss: Proximity to and Dynamics on the Central
-    Path*, ICLR 2022.
+    Reference: Han, Papyan, Donoho, *Neural Collapse Under MSE Loss: Proximity to and Dynamics on the
+    Central Path*, ICLR 2022.
     """
     _checks.at_least("weight_decay", weight_decay, 0)
     W, data = _both(W, features, labels, "samples", absent)
@@ -300,7 +300,9 @@ def squared_error_parts(
     within = within + weight_decay * jnp.eye(len(within), dtype=within.dtype)
     weighted = frequencies[:, None] * means
     second = within + matmul(means.T, weighted)
-    best = matmul(weighted, jnp.linalg.pinv(second, rtol=len(second) * jnp.finfo(W.dtype).eps, hermitian=True))
+    best = matmul(
+        weighted, jnp.linalg.pinv(second, rtol=len(second) * jnp.finfo(W.dtype).eps, hermitian=True)
+    )
     count = len(means)
 
     def of_means(classifier):
@@ -341,7 +343,7 @@ def _both(
     W: ArrayLike, features: ArrayLike, labels: ArrayLike, global_mean: GlobalMean, absent: Absent
 ) -> tuple[jax.Array, Whole]:
     W = classifier(W)
-    return W, whole(features, labels, *W.shape, global_mean, absent)
+    return W, whole(features, labels, len(W), W.shape[1], global_mean, absent)
 
 
 def _bias(data: Whole, W: jax.Array, bias: ArrayLike | None) -> jax.Array:

@@ -1,8 +1,8 @@
 """The geometry of K vectors: of class means, which `class_means` gives, or of the rows of a classifier.
 
 Neural collapse makes both simplex equiangular tight frames (NC2): their lengths are equal, and so are the
-angles between them, as large as K vectors can have them. Each function here takes the vectors, in the dtypes
-and frameworks of `ufm_jax.metrics.nc2`, which joins lengths and angles in one number.
+angles between them, as large as K vectors can have them. Each function here takes the vectors, in the
+dtypes and frameworks of `ufm_jax.metrics.nc2`, which joins lengths and angles in one number.
 
     >>> means = ufm.metrics.class_means([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 6.0]], [0, 0, 1, 1], 2)
     >>> print(means)
@@ -111,7 +111,7 @@ def equiangularity(vectors: ArrayLike) -> jax.Array:
 
 
 def maximal_angle(vectors: ArrayLike) -> jax.Array:
-    """How far angles are from the largest: the mean of `|cos + 1/(K-1)|` over all pairs; 0 for a simplex ETF.
+    """How far angles are from the largest: the mean of `|cos + 1/(K-1)|` over pairs; 0 for a simplex ETF.
 
     Args:
         vectors: centred class means or classifier rows, (K, d), K at least 2.
@@ -146,8 +146,8 @@ class Uniformity(NamedTuple):
 def uniformity(vectors: ArrayLike, *, kernel: Kernel = "log") -> Uniformity:
     """Hyperspherical uniformity: mean and variance over all pairs of `log(1 / |x_i - x_j|)`, x directions.
 
-    For more classes than a simplex ETF has room for, GNC2 of Liu et al. says that the mean goes to its least
-    value. Wu and Papyan plot the variance.
+    For more classes than a simplex ETF has room for, GNC2 of Liu et al. says that the mean goes to its
+    least value. Wu and Papyan plot the variance.
 
     Args:
         vectors: centred class means or classifier rows, (K, d), K at least 2.

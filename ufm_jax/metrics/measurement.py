@@ -337,7 +337,9 @@ def _is_missing(name: str, second: SecondPass, outside: Any) -> bool:
     return second.W is None and name in NAMES[NAMES.index("nc0") :]
 
 
-def _each(batches: Batches, which: str, progress: Callable[[str], None] | None) -> Iterable[tuple[Any, Any]]:
+def _each(
+    batches: Batches, which: str, progress: Callable[[str], None] | None
+) -> Iterable[tuple[Any, Any]]:
     """The batches of one pass."""
     if not callable(batches) and iter(batches) is batches:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The two passes over features that all metrics together take, as pure functions of what they gathered.
 
-Sigma_B^+ and the nearest means are known only once every class mean is; so the first pass gathers the means,
-and the second what is measured about them.
+Sigma_B^+ and the nearest means are known only once every class mean is; so the first pass gathers the
+means, and the second what is measured about them.
 """
 
 from typing import Any, NamedTuple
@@ -47,10 +47,10 @@ class Totals(NamedTuple):
     counts: jax.Array
     whitened: jax.Array
     squares: jax.Array
-    directional: jax.Array | None
-    agreeing: jax.Array | None
-    right: jax.Array | None
-    scatter: jax.Array | None
+    directional: Any
+    agreeing: Any
+    right: Any
+    scatter: Any
 
 
 class FirstPass(NamedTuple):
@@ -108,13 +108,14 @@ class FirstPass(NamedTuple):
         centres = centres_of(sums)
         if W is None and bias is not None:
             raise ValueError("bias needs W, the classifier that it belongs to.")
+        rows: jax.Array | None = None
         if W is not None:
-            W = classifier(W).astype(dtype)
-            if W.shape != self.sums.sums.shape:
-                raise ValueError(f"W must have shape {self.sums.sums.shape}, but has shape {W.shape}.")
+            rows = classifier(W).astype(dtype)
+            if rows.shape != self.sums.sums.shape:
+                raise ValueError(f"W must have shape {self.sums.sums.shape}, but has shape {rows.shape}.")
             bias = None if bias is None else bias_of(bias, num_classes).astype(dtype)
         zeros = jnp.zeros(len(kept), dtype)
-        by_decision = zeros if decisions and W is not None else None
+        by_decision = zeros if decisions and rows is not None else None
         dim = sums.sums.shape[1]
         totals = Totals(
             counts=zeros,
@@ -125,7 +126,7 @@ class FirstPass(NamedTuple):
             right=by_decision,
             scatter=jnp.zeros((dim, dim), dtype) if covariance else None,
         )
-        return SecondPass(totals, centres, _whitening(centres), W, bias, jnp.asarray(kept, jnp.int32))
+        return SecondPass(totals, centres, _whitening(centres), rows, bias, jnp.asarray(kept, jnp.int32))
 
     def _kept(self, absent: Absent) -> tuple[Sums, np.ndarray]:
         """The sums of the classes that are kept, and which these are."""
@@ -139,7 +140,9 @@ class FirstPass(NamedTuple):
             raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
         kept = np.flatnonzero(np.asarray(counts))
         if len(kept) < 2:
-            raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
+            raise ValueError(
+                f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do."
+            )
         return jax.tree.map(lambda x: x[kept], self.sums), kept
 
 
@@ -158,8 +161,8 @@ class SecondPass(NamedTuple):
     totals: Totals
     centres: Centres
     whitening: jax.Array
-    W: jax.Array | None
-    bias: jax.Array | None
+    W: Any
+    bias: Any
     kept: jax.Array
 
     def add(self, features: ArrayLike, labels: ArrayLike) -> "SecondPass":
@@ -206,8 +209,8 @@ class SecondPass(NamedTuple):
 
         Returns:
             Arrays (K',): "class" and "samples", the number of each class and of its samples; "nc1", "cdnv",
-            "directional_cdnv", "gnc3", "nc4" and "accuracy", whose means are the metrics; the "variance" and
-            the "norm_means" of the centred mean; "norm_W", and "similarity", the cosine of the row of W
+            "directional_cdnv", "gnc3", "nc4" and "accuracy", whose means are the metrics; the "variance"
+            and the "norm_means" of the centred mean; "norm_W", and "similarity", the cosine of the row of W
             and the centred mean. NaN what was not asked for, or needs W.
 
         Raises:

@@ -53,9 +53,9 @@ def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.A
     """As `whitening_of`, from the means alone, for a dtype in which squares have too few digits.
 
     The centred means have rank K - 1 at most, since the counts weigh them to zero. Of K singular values the
-    last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and all
-    within the rounding of the sums, `4 eps` times the norm of what was added. Derivatives are NaN where two
-    singular values are equal; those of `whitening_of` are not.
+    last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and
+    all within the rounding of the sums, `4 eps` times the norm of what was added. Derivatives are NaN where
+    two singular values are equal; those of `whitening_of` are not.
 
     Args:
         means: centred, (K, d).
