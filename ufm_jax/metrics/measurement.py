@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ufm_jax import _checks, theory
 from ufm_jax.metrics import classes, generalized
-from ufm_jax.metrics.passes import NAMES, FirstPass, SecondPass
+from ufm_jax.metrics.passes import NAMES, FirstPass, SecondPass, found_of
 
 MOST_CLASSES_FOR_GNC2 = 1000
 """More are left out: GNC2 is a search over K x K weights."""
@@ -310,7 +311,13 @@ def measured(
 
 
 def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurement:
-    values: dict[str, Any] = dict(second.metrics(outside))
+    second.check()
+    if outside is not None:
+        columns = second.centres.centred.shape[1]
+        outside = np.mean(np.asarray(_checks.matrix("outside", outside, columns=columns), np.float64), 0)
+        outside = jnp.asarray(outside, second.centres.centred.dtype)
+    found, per_class = found_of(second, outside)
+    values: dict[str, Any] = dict(found)
     if second.W is not None and len(second.kept) <= MOST_CLASSES_FOR_GNC2:
         values["gnc2"] = generalized.gnc2(second.rows)
     not_measured = {name for name, value in values.items() if _is_missing(name, second, outside)}
@@ -319,7 +326,7 @@ def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurem
         dim=second.centres.centred.shape[1],
         samples=int(np.sum(np.asarray(second.centres.counts, np.float64))),
         absent_classes=num_classes - len(second.kept),
-        per_class={name: np.asarray(value) for name, value in second.per_class().items()},
+        per_class={name: np.asarray(value) for name, value in per_class.items()},
         **{name: float(value) for name, value in values.items() if name not in not_measured},
     )
 

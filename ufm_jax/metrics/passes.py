@@ -197,12 +197,12 @@ class SecondPass(NamedTuple):
         Raises:
             ValueError: the two passes did not go over the same samples (checked outside `jit`).
         """
-        self._check()
+        self.check()
         if outside is not None:
             columns = self.centres.centred.shape[1]
-            outside = _checks.real("outside", _checks.matrix("outside", outside, columns=columns))
-            outside = jnp.mean(outside, 0)
-        return _metrics(self, outside)
+            rows = _checks.real("outside", _checks.matrix("outside", outside, columns=columns))
+            outside = jnp.mean(rows, 0)
+        return found_of(self, outside)[0]
 
     def per_class(self) -> dict[str, jax.Array]:
         """What has a value for each class that is kept.
@@ -216,16 +216,16 @@ class SecondPass(NamedTuple):
         Raises:
             ValueError: the two passes did not go over the same samples (checked outside `jit`).
         """
-        self._check()
-        return _per_class(self)
+        self.check()
+        return found_of(self, None)[1]
 
     @property
     def rows(self) -> jax.Array:
         """The rows of W of the classes that are kept, (K', d)."""
         return self.W if len(self.kept) == len(self.W) else self.W[self.kept]
 
-    def _check(self) -> None:
-        """Both passes must have seen as many samples of each class."""
+    def check(self) -> None:
+        """Raises ValueError if the two passes did not see as many samples of each class (outside `jit`)."""
         counts = self.centres.counts, self.totals.counts
         if _checks.is_concrete(counts) and np.any(counts[0] != counts[1]):
             first, second = (int(np.sum(np.asarray(x))) for x in counts)
@@ -295,15 +295,18 @@ def _whitening(centres: Centres) -> jax.Array:
 
 
 @jax.jit
-def _metrics(second: SecondPass, outside: jax.Array | None) -> dict[str, jax.Array]:
-    found = {**_of_features(second), **_of_classifier(second), **_of_decisions(second)}
+def found_of(
+    second: SecondPass, outside: jax.Array | None
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """What `metrics` and `per_class` return, in one program; `outside` is the mean (d,)."""
+    per_class = _per_class(second)
+    found = {**_of_features(second, per_class), **_of_classifier(second), **_of_decisions(second)}
     if outside is not None:
         found["nc5"] = duality.cosines_with(second.centres.means, outside)
     dtype = second.centres.centred.dtype
-    return {name: jnp.asarray(found.get(name, jnp.nan), dtype) for name in NAMES}
+    return {name: jnp.asarray(found.get(name, jnp.nan), dtype) for name in NAMES}, per_class
 
 
-@jax.jit
 def _per_class(second: SecondPass) -> dict[str, jax.Array]:
     centres, totals = second.centres, second.totals
     counts = centres.counts
@@ -327,20 +330,19 @@ def _per_class(second: SecondPass) -> dict[str, jax.Array]:
     return found
 
 
-def _of_features(second: SecondPass) -> dict[str, jax.Array]:
+def _of_features(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[str, jax.Array]:
     centres, totals = second.centres, second.totals
     count, samples = len(centres.counts), jnp.sum(centres.counts)
-    variances = totals.squares / centres.counts
     found = {
         "nc1": jnp.sum(totals.whitened) / samples / count,
         "nc1_quotient": collapse.quotient(
             jnp.sum(totals.squares) / samples, jnp.sum(centres.centred**2) / count
         ),
-        "cdnv": jnp.mean(pairs.cdnv_by_class(centres.centred, variances, exponent=1, halved=True)),
+        "cdnv": jnp.mean(per_class["cdnv"]),
         "nc2_means": collapse.distance_to_simplex(centres.centred, centres.centred),
     }
     if totals.directional is not None:
-        found["directional_cdnv"] = jnp.mean(totals.directional / centres.counts) / (count - 1)
+        found["directional_cdnv"] = jnp.mean(per_class["directional_cdnv"])
     log = pairs.angles(centres.centred)
     found |= {"uniformity_means": log.log_mean, "uniformity_variance_means": log.log_variance}
     return found | _geometry(centres.centred, log, "means")
