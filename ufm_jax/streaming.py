@@ -181,8 +181,8 @@ def layer_inputs(model: Any, layer: Any, batches: Iterable[tuple[Any, Any]]) -> 
         layer: one of its modules, with `register_forward_pre_hook`, which runs once when the model runs.
         batches: pairs of inputs and labels, such as a `DataLoader`.
 
-    Yields:
-        Features, as the layer gets them, and labels; the hook is taken away at the end.
+    Returns:
+        An iterator over pairs: features, as the layer gets them, and labels; the hook is taken away at the end.
 
     Raises:
         ValueError: the layer did not run exactly once.

@@ -222,21 +222,21 @@ def measure(
             finite, a class has no sample, a label is out of range, or there are fewer than two classes.
 
     >>> import ufm_jax as ufm
-    >>> print(ufm.metrics.measure([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [0.0, 3.0]], [0, 0, 1, 1]))
-    4 samples, 2 classes, 2 dimensions
+    >>> print(ufm.metrics.measure([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], [0, 0, 1, 2]))
+    4 samples, 3 classes, 2 dimensions
     metric                  value  at collapse  meaning
     variability within classes:
-      NC1                 0.02778  0            covariance within classes, weighed by that between them
-      NC1 quotient         0.1111  0            quotient of the traces of the two
-      CDNV                0.02778  0            variance over squared distance, by pairs of classes
-      directional CDNV    0.01389  0            the same, along the line between two means
+      NC1                 0.05729  0            covariance within classes, weighed by that between them
+      NC1 quotient        0.09449  0            quotient of the traces of the two
+      CDNV                0.01968  0            variance over squared distance, by pairs of classes
+      directional CDNV    0.01505  0            the same, along the line between two means
     class means, centred:
-      NC2 of means              0  0            distance from a simplex ETF
-      equinorm                  0  0            deviation of lengths over their mean
-      equiangularity            0  0            deviation of cosines
-      maximal angle             0  0            mean distance of cosines from -1/(K-1)
-      uniformity          -0.6931               mean of log(1/distance); smaller is better
-        its variance            0  0            over pairs of classes
+      NC2 of means         0.5212  0            distance from a simplex ETF
+      equinorm             0.1229  0            deviation of lengths over their mean
+      equiangularity       0.4498  0            deviation of cosines
+      maximal angle        0.4075  0            mean distance of cosines from -1/(K-1)
+      uniformity          -0.5028               mean of log(1/distance); smaller is better
+        its variance      0.03331  0            over pairs of classes
     (What is measured of a classifier needs W.)
     """
     features = _checks.matrix("features", features)
