@@ -145,7 +145,7 @@ def every_class_present(labels: jax.Array, num_classes: int) -> None:
             gaps = np.append(present, num_classes) != np.arange(len(present) + 1)
             raise ValueError(
                 f"every one of the {num_classes} classes needs a sample, "
-                f"but class {int(np.argmax(gaps))} has none."
+                f"but class {int(np.argmax(gaps))} has none; absent='skip' leaves such classes out."
             )
 
 

@@ -1,38 +1,42 @@
-"""Neural collapse metrics of features that arrive in batches, in float32, without a d x d matrix.
+"""Neural collapse metrics of features that arrive in batches, in any order and of any framework.
 
-Sigma_B^+ is known only once every class mean is, so the within-class covariance cannot be weighed by it
-while the features pass for the first time: an exact one-pass sum would need all of Sigma_W, d x d. So there
-are two folds, each over batches in any order:
+What can be gone over twice, as a list, a PyTorch `DataLoader`, or a function that makes batches anew, is
+measured by `measure_batches`:
 
     >>> W = ufm.theory.simplex_etf(3, dim=4)
     >>> batches = [(W[labels], labels) for labels in jnp.array([[0, 1, 2], [2, 0, 1]])]
+    >>> found = ufm.streaming.measure_batches(batches, 3, W)
+    >>> print(f"NC1 {found.nc1:.4f}, NC3 {found.nc3:.4f}, NC4 {found.nc4:.4f}")
+    NC1 0.0000, NC3 0.0000, NC4 1.0000
 
-    >>> sums = ufm.streaming.class_sums(num_classes=3, dim=4)
+It takes two passes. The between-class covariance and the nearest means are known only once every class mean
+is, so the first pass gathers the means and the second what is measured about them. In a loop of one's own,
+each is a value with a method that returns the next, and only what `second_pass` returns has metrics:
+
+    >>> first = ufm.streaming.first_pass(num_classes=3, dim=4)
     >>> for features, labels in batches:
-    ...     sums = ufm.streaming.add_to_class_sums(sums, features, labels)
-    >>> centres = ufm.streaming.centres_of(sums)
-    >>> scatter = agreeing = 0.0
+    ...     first = first.add(features, labels)
+    >>> second = first.second_pass(W)
     >>> for features, labels in batches:
-    ...     scatter += ufm.streaming.whitened_scatter(centres, features, labels)
-    ...     agreeing += ufm.streaming.agreements(W, centres, features)
-    >>> print(f"NC1 {ufm.streaming.nc1(centres, scatter):.4f}, NC3 {ufm.streaming.nc3(W, centres):.4f}")
-    NC1 0.0000, NC3 0.0000
-    >>> print(f"NC4 {ufm.streaming.nc4(centres, agreeing):.4f}")
-    NC4 1.0000
+    ...     second = second.add(features, labels)
+    >>> print(f"NC1 {second.metrics()['nc1']:.4f}")
+    NC1 0.0000
 
-A network runs once: its features are kept, N x d, and both folds go over them (`measure` does it). Where
-even those do not fit, the second fold may compute the features again. Memory is O(K d) beside them.
+Both are pytrees and their methods pure, so they work as the carry of a `jax.lax.scan`. A network runs once
+where its features are kept, N x d, and else once for each pass. Memory is O(K d) beside them, and d x d
+where the squared error is asked for.
 
-The definitions are those of `ufm_jax.metrics`, and so are the arrays and dtypes that it takes. That module
-squares class means to (M M^T)^+, which suits float64; here M is decomposed itself, which loses half as many
-digits and so serves float32. All sums are about an origin, the mean of the first batch: what the features
-share, as all of them do after a ReLU, is subtracted before anything is rounded, and costs no digits.
+The definitions are those of `ufm_jax.metrics`, and so are the arrays that it takes. That module squares
+class means to (M M^T)^+, which suits float64; in float32 M is decomposed itself here, which loses half as
+many digits. All sums are about the first sample of a class: what the features share, as all of them do
+after a ReLU, is subtracted before anything is rounded, and costs no digits.
 
 Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
 Variance*, American Statistician 1983.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,50 +44,16 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
-from ufm_jax import _checks, metrics
-from ufm_jax._products import matmul
-from ufm_jax.metrics import collapse, generalized
+from ufm_jax import _checks
+from ufm_jax.metrics import classes
+from ufm_jax.metrics.measurement import Batches, Measurement, measured
+from ufm_jax.metrics.passes import FirstPass, SecondPass
+
+__all__ = ["FirstPass", "SecondPass", "first_pass", "layer_inputs", "measure", "measure_batches", "tokens"]
 
 
-class ClassSums(NamedTuple):
-    """What the first fold gathers.
-
-    Attributes:
-        counts: samples of each class, (K,).
-        sums: of their features minus the origin, (K, d).
-        origin: a point amid the features, (d,); any point gives right sums, a near one keeps more digits.
-    """
-
-    counts: jax.Array
-    sums: jax.Array
-    origin: jax.Array
-
-
-class Centres(NamedTuple):
-    """Class means, as the second fold needs them.
-
-    Attributes:
-        counts: samples of each class, (K,).
-        origin: a point amid the features, (d,).
-        shifts: the mean of each class minus the origin, (K, d).
-        centred: the same minus the mean of all samples, (K, d).
-        whitening: (R, d) with R = min(K, d) and `whitening^T whitening = Sigma_B^+`.
-    """
-
-    counts: jax.Array
-    origin: jax.Array
-    shifts: jax.Array
-    centred: jax.Array
-    whitening: jax.Array
-
-    @property
-    def means(self) -> jax.Array:
-        """The mean of each class, (K, d)."""
-        return self.origin + self.shifts
-
-
-def class_sums(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> ClassSums:
-    """Empty sums, to start the first fold from.
+def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> FirstPass:
+    """The first pass, still without a sample.
 
     Args:
         num_classes: K, at least 2.
@@ -91,7 +61,7 @@ def class_sums(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Cla
         dtype: floating type of the sums, float32 or float64; they keep it whatever the features have.
 
     Returns:
-        `ClassSums(counts=(K,), sums=(K, d), origin=(d,))` of zeros; the first batch sets the origin.
+        The pass, in memory of 2 K d numbers.
 
     Raises:
         ValueError: a size is too small, or `dtype` is another.
@@ -100,227 +70,55 @@ def class_sums(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Cla
     _checks.at_least("dim", dim, 1)
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, but is {np.dtype(dtype)}.")
-    return ClassSums(
-        jnp.zeros(num_classes, dtype), jnp.zeros((num_classes, dim), dtype), jnp.zeros(dim, dtype)
+    return FirstPass(classes.no_sums(num_classes, dim, np.dtype(dtype)))
+
+
+def measure_batches(
+    batches: Batches,
+    num_classes: int,
+    W: Any = None,
+    bias: Any = None,
+    *,
+    dtype: DTypeLike = np.float32,
+    outside: Any = None,
+    absent: classes.Absent = "error",
+    decisions: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Measurement:
+    """All metrics of batches, which are gone over twice.
+
+    Args:
+        batches: pairs of features (B, d) and labels, integers (B,), of NumPy, JAX or PyTorch; a list or a
+            data loader, or a function that returns an iterator over the same samples each time.
+        num_classes: K, at least 2.
+        W: classifier rows, (K, d), as any of these; what needs them is not measured if None.
+        bias: of the classifier, (K,).
+        dtype: floating type that it computes in, float32 or float64 (where JAX has it enabled).
+        outside: features of samples out of distribution, (M, d), for NC5; not measured if None.
+        absent: "skip" leaves out classes without a sample, and tells how many.
+        decisions: whether every sample is held against every class, for NC4, accuracy and the directional
+            CDNV: N K d products, most of the work for thousands of classes.
+        progress: called with a line of text after each batch, such as `print`; None for silence.
+
+    Returns:
+        A `Measurement`, as from `ufm_jax.metrics.measure`.
+
+    Raises:
+        ValueError: a batch does not fit, a class has no sample, the two passes did not go over the same
+            samples, or `batches` can be gone over only once.
+    """
+    first_pass(num_classes, 1, dtype)  # Checks both.
+    return measured(
+        batches,
+        num_classes,
+        W,
+        bias,
+        dtype=np.dtype(dtype),
+        outside=outside,
+        absent=absent,
+        decisions=decisions,
+        progress=progress,
     )
-
-
-def add_to_class_sums(sums: ClassSums, features: ArrayLike, labels: ArrayLike) -> ClassSums:
-    """One step of the first fold.
-
-    Args:
-        sums: of the batches before.
-        features: of this batch, (B, d).
-        labels: their classes in 0..K-1, integers (B,).
-
-    Returns:
-        The sums with the batch in them. A product with one-hot labels adds in a fixed order on every
-        device, which scattered additions on a GPU would not.
-
-    Raises:
-        ValueError: the features or labels do not fit the sums (values: outside `jit`).
-    """
-    features, labels = _batch(features, labels, *sums.sums.shape)
-    if len(labels) == 0:
-        return sums
-    dtype = sums.sums.dtype
-    one_hot = jax.nn.one_hot(labels, len(sums.counts), dtype=dtype)
-    is_first = jnp.sum(sums.counts) == 0
-    origin = jnp.where(is_first, jnp.mean(features, 0).astype(dtype), sums.origin)
-    about_origin = (features - origin).astype(dtype)
-    return ClassSums(sums.counts + jnp.sum(one_hot, 0), sums.sums + matmul(one_hot.T, about_origin), origin)
-
-
-def centres_of(sums: ClassSums) -> Centres:
-    """Class means and the root of the pseudo-inverse of the between-class covariance.
-
-    The centred means M (K, d) have rank K - 1 at most, since the counts weigh them to zero. Of K singular
-    values the last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the
-    largest, and all within the rounding of the sums, `4 eps` times the norm of the means about the origin.
-    Derivatives are NaN where two singular values are equal; those of `ufm_jax.metrics.nc1` are not.
-
-    Args:
-        sums: of all samples; every class has one, else the means are NaN.
-
-    Returns:
-        The centres.
-    """
-    shifts = sums.sums / sums.counts[:, None]
-    centred = shifts - jnp.sum(sums.counts[:, None] * shifts, 0) / jnp.sum(sums.counts)
-    _, values, rows = jnp.linalg.svd(centred, full_matrices=False)
-    relative = jnp.maximum(max(centred.shape) * values[0], 4 * jnp.linalg.norm(shifts))
-    is_zero = values <= relative * jnp.finfo(values.dtype).eps
-    is_zero |= jnp.arange(len(values)) >= len(shifts) - 1
-    # Sigma_B = M^T M / K, so its inverse root is sqrt(K) / s on the row space of M.
-    scales = jnp.where(is_zero, 0, len(shifts) ** 0.5 / jnp.where(is_zero, 1, values))
-    return Centres(sums.counts, sums.origin, shifts, centred, scales[:, None] * rows)
-
-
-def _batch(
-    features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int
-) -> tuple[jax.Array, jax.Array]:
-    """A batch as floats and int32, which may be empty, after its checks."""
-    features = _checks.real("features", _checks.matrix("features", features, rows=0, columns=dim))
-    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
-
-
-def deviations(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """The features of a batch minus the means of their classes.
-
-    Args:
-        centres: of all samples.
-        features: of this batch, (B, d).
-        labels: their classes in 0..K-1, integers (B,).
-
-    Returns:
-        The differences, (B, d).
-
-    Raises:
-        ValueError: the features or labels do not fit the centres (values: outside `jit`).
-    """
-    features, labels = _batch(features, labels, *centres.shifts.shape)
-    return features - centres.origin - centres.shifts[labels]
-
-
-def whitened_scatter(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """One step of the second fold: the batch's part of `N trace(Sigma_W Sigma_B^+)`, a scalar.
-
-    Args:
-        centres: of all samples.
-        features: of this batch, (B, d).
-        labels: their classes in 0..K-1, integers (B,).
-
-    Returns:
-        The part, a scalar at least 0; the parts of all batches add up.
-
-    Raises:
-        ValueError: the features or labels do not fit the centres (values: outside `jit`).
-    """
-    return jnp.sum(matmul(deviations(centres, features, labels), centres.whitening.T) ** 2)
-
-
-def class_scatter(centres: Centres, features: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """One step of the second fold: the batch's squared distances to their class means, by class (K,).
-
-    Args:
-        centres: of all samples.
-        features: of this batch, (B, d).
-        labels: their classes in 0..K-1, integers (B,).
-
-    Returns:
-        The distances, summed by class, (K,); those of all batches add up.
-
-    Raises:
-        ValueError: the features or labels do not fit the centres (values: outside `jit`).
-    """
-    features, labels = _batch(features, labels, *centres.shifts.shape)
-    squares = jnp.sum(deviations(centres, features, labels) ** 2, -1)
-    return matmul(jax.nn.one_hot(labels, len(centres.counts), dtype=squares.dtype).T, squares)
-
-
-def agreements(
-    W: ArrayLike, centres: Centres, features: ArrayLike, bias: ArrayLike | None = None
-) -> jax.Array:
-    """One step of the second fold: samples of the batch that W and the nearest class mean decide alike.
-
-    Args:
-        W: classifier rows, (K, d).
-        centres: of all samples.
-        features: of this batch, (B, d).
-        bias: of the classifier, (K,); none if None.
-
-    Returns:
-        Their number, an integer scalar.
-
-    Raises:
-        ValueError: the features, W or the bias do not fit the centres.
-    """
-    W = _classifier(W, centres)
-    features = _checks.real("features", _checks.matrix("features", features, rows=0, columns=W.shape[1]))
-    nearest = collapse.nearest(centres.shifts, features - centres.origin)
-    return jnp.sum(collapse.decisions(W, features, bias) == nearest)
-
-
-def _classifier(W: ArrayLike, centres: Centres) -> jax.Array:
-    """W as floats, after the check that it fits the centres."""
-    W, wanted = collapse.classifier(W), centres.shifts.shape
-    if W.shape != wanted:
-        raise ValueError(f"W must have shape {wanted}, as the class means, but has shape {W.shape}.")
-    return W
-
-
-def nc1(centres: Centres, scatter: jax.Array) -> jax.Array:
-    """Within-class variability `trace(Sigma_W Sigma_B^+) / K` (see `ufm_jax.metrics.nc1`), a scalar.
-
-    Args:
-        centres: of all samples.
-        scatter: the sum of `whitened_scatter` over all batches, a scalar.
-
-    Returns:
-        A scalar, at least 0.
-    """
-    return scatter / (jnp.sum(centres.counts) * len(centres.counts))
-
-
-def nc3(W: ArrayLike, centres: Centres) -> jax.Array:
-    """Distance from self-duality (see `ufm_jax.metrics.nc3`).
-
-    Args:
-        W: classifier rows, (K, d).
-        centres: of all samples.
-
-    Returns:
-        A scalar in [0, 2].
-
-    Raises:
-        ValueError: W does not fit the centres.
-    """
-    W = _classifier(W, centres)
-    gram = matmul(collapse.scaled(W), collapse.scaled(centres.centred).T)
-    return collapse.distance_to_simplex(gram).astype(W.dtype)
-
-
-def nc4(centres: Centres, agreeing: jax.Array) -> jax.Array:
-    """Agreement with the nearest class mean (see `ufm_jax.metrics.nc4`).
-
-    Args:
-        centres: of all samples.
-        agreeing: the sum of `agreements` over all batches, a scalar.
-
-    Returns:
-        A scalar in [0, 1]; NaN where a class has no sample.
-    """
-    return jnp.where(jnp.all(centres.counts > 0), agreeing / jnp.sum(centres.counts), jnp.nan)
-
-
-def cdnv(centres: Centres, squares: jax.Array) -> jax.Array:
-    """Class-distance normalized variance (see `ufm_jax.metrics.cdnv`).
-
-    Args:
-        centres: of all samples.
-        squares: the sum of `class_scatter` over all batches, (K,).
-
-    Returns:
-        A scalar, at least 0.
-    """
-    return collapse.cdnv_of(centres.centred, squares / centres.counts)
-
-
-def gnc3(W: ArrayLike, centres: Centres) -> jax.Array:
-    """Misalignment of W and class means (see `ufm_jax.metrics.gnc3`).
-
-    Args:
-        W: classifier rows, (K, d).
-        centres: of all samples.
-
-    Returns:
-        A scalar in [0, 2].
-
-    Raises:
-        ValueError: W does not fit the centres.
-    """
-    W = _classifier(W, centres)
-    return generalized.misalignment(W, centres.means).astype(W.dtype)
 
 
 def measure(
@@ -330,17 +128,20 @@ def measure(
     batch_size: int = 1024,
     bias: ArrayLike | None = None,
 ) -> dict[str, jax.Array]:
-    """The metrics of features kept on the device, in blocks; not GNC2, which is a search and of W alone.
+    """The metrics of features kept on the device, in blocks, as one program that also runs under `jit`.
+
+    It leaves out what needs more than O(K d) memory, the squared error, and what is a search, GNC2.
 
     Args:
         W: classifier rows, (K, d), K at least 2.
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
         batch_size: rows of a block, at least 1; temporary memory is a few blocks.
-        bias: of the classifier, (K,), which NC4 asks for decisions; none if None.
+        bias: of the classifier, (K,); none if None.
 
     Returns:
-        Scalars "nc1", "nc2", "nc3", "nc4", "cdnv" and "gnc3".
+        Scalars in the dtype of the features, by the names of `ufm_jax.metrics.Measurement`. Under `jit`,
+        what is not used is not computed.
 
     Raises:
         ValueError: W is not a matrix of at least two rows, features are not one with as many columns, a
@@ -348,7 +149,7 @@ def measure(
             than 1.
     """
     _checks.at_least("batch_size", batch_size, 1)
-    W = collapse.classifier(W)
+    W = classes.classifier(W)
     num_classes, dim = W.shape
     # Only a block of them at a time is made wider.
     features = jnp.asarray(_checks.matrix("features", features, columns=dim))
@@ -356,31 +157,84 @@ def measure(
     _checks.every_class_present(labels, num_classes)
     full = len(labels) // batch_size * batch_size
 
-    def fold(step, start):
+    def fold(start):
         def of_block(carry, block):
-            return step(carry, *block), None
+            return carry.add(*block), None
 
         blocks = jax.tree.map(lambda x: x[:full].reshape(-1, batch_size, *x.shape[1:]), (features, labels))
         carry, _ = jax.lax.scan(of_block, start, blocks)
-        return step(carry, features[full:], labels[full:]) if full < len(labels) else carry
+        return carry.add(features[full:], labels[full:]) if full < len(labels) else carry
 
-    def second(totals, *block):
-        scatter, squares, agreeing = totals
-        return (
-            scatter + whitened_scatter(centres, *block),
-            squares + class_scatter(centres, *block),
-            agreeing + agreements(W, centres, block[0], bias),
+    first = fold(first_pass(num_classes, dim, _checks.real_dtype(features.dtype)))
+    found = fold(first.second_pass(W, bias)).metrics()
+    return {name: value for name, value in found.items() if not name.startswith(("squared_error", "nc5"))}
+
+
+def layer_inputs(model: Any, layer: Any, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """What goes into a layer of a PyTorch model, with the labels, a batch after the other.
+
+    Of the last linear layer these are the penultimate features. Their classifier is the layer itself:
+    `W=layer.weight` and `bias=layer.bias`. Call it under `torch.no_grad()` and after `model.eval()`.
+
+    Args:
+        model: called with the inputs of each batch; PyTorch is not imported here.
+        layer: one of its modules, with `register_forward_pre_hook`, which runs once when the model runs.
+        batches: pairs of inputs and labels, such as a `DataLoader`.
+
+    Returns:
+        An iterator over pairs: features, as the layer gets them, and labels; the hook is taken away at the end.
+
+    Raises:
+        ValueError: the layer did not run exactly once.
+
+    Reference: docs/training_loop.md.
+    """
+    seen: list[Any] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        for inputs, labels in batches:
+            seen.clear()
+            model(inputs)
+            if len(seen) != 1:
+                raise ValueError(f"layer must run once when the model runs, but ran {len(seen)} times.")
+            yield seen.pop(), labels
+    finally:
+        hook.remove()
+
+
+def tokens(
+    hidden: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None, *, ignored: int = -100
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of sequences that count, one below the other, as features and labels.
+
+    Args:
+        hidden: states of a model, (N, T, d); of NumPy, JAX or PyTorch, on any device.
+        labels: the class of each position, integers (N, T). For a causal language model they are the next
+            tokens: pass `hidden[:, :-1]`, `labels[:, 1:]` and `mask[:, 1:]`.
+        mask: (N, T), nonzero where a position counts, as `attention_mask` has it; all count if None.
+        ignored: a label that marks positions that do not count, at most -1 as a rule.
+
+    Returns:
+        Features (M, d) and labels (M,) of the M positions that count, in order.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> features, labels = ufm.streaming.tokens(np.ones((2, 3, 4)), [[0, 1, -100], [2, 2, 1]], np.eye(2, 3))
+    >>> print(features.shape, labels)
+    (2, 4) [0 2]
+
+    Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
+    """
+    found, classes_ = (np.asarray(_checks.array(*x)) for x in (("hidden", hidden), ("labels", labels)))
+    keep = classes_ != ignored
+    if mask is not None:
+        keep = (
+            keep & (np.asarray(_checks.array("mask", mask)) != 0) if np.shape(mask) == keep.shape else None
         )
-
-    dtype = _checks.real_dtype(features.dtype)
-    centres = centres_of(fold(add_to_class_sums, class_sums(num_classes, dim, dtype)))
-    start = (jnp.zeros((), dtype), jnp.zeros(num_classes, dtype), jnp.array(0))
-    scatter, squares, agreeing = fold(second, start)
-    return {
-        "nc1": nc1(centres, scatter),
-        "nc2": metrics.nc2(W),
-        "nc3": nc3(W, centres),
-        "nc4": nc4(centres, agreeing).astype(W.dtype),
-        "cdnv": cdnv(centres, squares),
-        "gnc3": gnc3(W, centres),
-    }
+    if found.ndim < 2 or keep is None or found.shape[:-1] != keep.shape:
+        raise ValueError(
+            f"labels and mask must have the shape {found.shape[:-1]} of the positions of hidden, but have "
+            f"shapes {classes_.shape} and {np.shape(mask) if mask is not None else None}."
+        )
+    return found[keep], classes_[keep]

@@ -130,14 +130,8 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
     """The metrics of a point whose features are spread over devices, without an N x K matrix."""
     W, H = iterate.point
     labels, k = problem.labels, problem.num_classes
-    origin = jnp.mean(H, 0)
-    sums = streaming.ClassSums(
-        counts=jax.ops.segment_sum(jnp.ones_like(H[:, 0]), labels, k),
-        sums=jax.ops.segment_sum(H - origin, labels, k),
-        origin=origin,
-    )
-    centres = streaming.centres_of(sums)
-    squares = jax.ops.segment_sum(jnp.sum(streaming.deviations(centres, H, labels) ** 2, -1), labels, k)
+    first = streaming.first_pass(k, W.shape[1], H.dtype).add(H, labels)
+    found = first.second_pass(W, decisions=False).add(H, labels).metrics()
 
     def is_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return (jnp.argmax(logits, -1) != labels).astype(logits.dtype)
@@ -146,11 +140,7 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
         "loss": iterate.value,
         "gradient_norm": iterate.gradient_norm,
         "accuracy": 1 - dataclasses.replace(problem, loss=is_wrong).cost(iterate.point),
-        "nc1": streaming.nc1(centres, streaming.whitened_scatter(centres, H, labels)),
-        "nc2": ufm.metrics.nc2(W),
-        "nc3": streaming.nc3(W, centres),
-        "cdnv": streaming.cdnv(centres, squares),
-        "gnc3": streaming.gnc3(W, centres),
+        **{name: found[name] for name in ("nc1", "nc2", "nc3", "cdnv", "gnc3")},
     }
 
 

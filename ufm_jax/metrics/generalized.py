@@ -17,7 +17,7 @@ import optax
 from numpy.typing import ArrayLike
 
 from ufm_jax._products import matmul
-from ufm_jax.metrics import collapse
+from ufm_jax.metrics import classes
 
 MAX_STEPS = 20_000
 """Most steps of the search for the distances; random classifiers take hundreds, symmetric ones a few."""
@@ -43,12 +43,12 @@ def one_vs_rest_distances(W: ArrayLike) -> jax.Array:
     Reference: Jiang et al., ICML 2024, the one-vs-rest distance; O'Donoghue, Candes, *Adaptive Restart for
     Accelerated Gradient Schemes*, 2015.
     """
-    return _one_vs_rest_distances(collapse.classifier(W))
+    return _one_vs_rest_distances(classes.classifier(W))
 
 
 @jax.jit  # So that the loop is compiled once for a shape, and not at every call.
 def _one_vs_rest_distances(W: jax.Array) -> jax.Array:
-    points = _directions(collapse.widen(W))
+    points = classes.directions(classes.widen(W))
     # Weights sum to one: distances stay as they are, and directions that share much are told apart sooner.
     points = points - jnp.mean(points, 0)
     tolerance = jnp.finfo(points.dtype).eps ** 0.7
@@ -115,7 +115,14 @@ def gnc2(W: ArrayLike) -> jax.Array:
     return jnp.min(one_vs_rest_distances(W))
 
 
-def gnc3(W: ArrayLike, features: ArrayLike, labels: ArrayLike) -> jax.Array:
+def gnc3(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    per_class: bool = False,
+    absent: classes.Absent = "error",
+) -> jax.Array:
     """Distance from self-duality, the mean over the classes of `1 - cos(w_k, mean of class k)`.
 
     Unlike in `nc3`, the means are not centred. GNC3 says that it goes to 0.
@@ -124,27 +131,30 @@ def gnc3(W: ArrayLike, features: ArrayLike, labels: ArrayLike) -> jax.Array:
         W: classifier rows, (K, d), K at least 2.
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        per_class: whether each class has its own value.
+        absent: "skip" leaves out classes without a sample, and their rows of W.
 
     Returns:
-        A scalar in [0, 2]; a zero row or mean counts as perpendicular, 1.
+        A scalar in [0, 2], or (K,); a zero row or mean counts as perpendicular, 1.
 
     Raises:
-        ValueError: W is not a matrix of at least two rows, a class has no sample, or a label is out of
-            range (checked outside `jit`).
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range (checked outside `jit`), or an option is none of these.
 
     Reference: Jiang et al., ICML 2024, GNC3.
     """
-    W = collapse.classifier(W)
-    classes = collapse.classes_of(*collapse.labelled(features, labels, *W.shape), len(W))
-    return misalignment(collapse.widen(W), classes.means).astype(W.dtype)
+    W = classes.classifier(W)
+    data = classes.whole(features, labels, len(W), W.shape[1], "samples", absent)
+    values = misalignments(data.rows(W), data.centres.means)
+    return (values if per_class else jnp.mean(values)).astype(W.dtype)
 
 
-def misalignment(W: jax.Array, means: jax.Array) -> jax.Array:
-    """The mean of `1 - cos` between the rows of two matrices (K, d)."""
-    ours, theirs = _directions(W), _directions(means)
+def misalignments(W: jax.Array, means: jax.Array) -> jax.Array:
+    """`1 - cos` between the rows of two matrices (K, d), (K,)."""
+    ours, theirs = classes.directions(W), classes.directions(means)
     # 1 - cos = ||u - v||^2 / 2 for unit vectors: no digits are lost near 0.
     is_zero = ~(jnp.any(ours != 0, -1) & jnp.any(theirs != 0, -1))
-    return jnp.mean(jnp.where(is_zero, 1, jnp.sum((ours - theirs) ** 2, -1) / 2))
+    return jnp.where(is_zero, 1, jnp.sum((ours - theirs) ** 2, -1) / 2)
 
 
 class _Search(NamedTuple):
@@ -155,11 +165,3 @@ class _Search(NamedTuple):
     momentum: jax.Array
     gap: jax.Array
     steps: jax.Array
-
-
-def _directions(vectors: jax.Array) -> jax.Array:
-    """Rows of length 1; zero rows stay zero."""
-    largest = jnp.max(jnp.abs(vectors), -1, keepdims=True)
-    vectors = vectors / jnp.where(largest == 0, 1, largest)  # Squares neither overflow nor vanish.
-    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / jnp.where(norms == 0, 1, norms)

@@ -1,0 +1,246 @@
+"""Features by class: what all metrics are made of, gathered from whole arrays or a batch at a time.
+
+Sums of a class are about its first sample. What the features of a class share is therefore subtracted
+before anything is rounded, and a class that has nearly collapsed keeps its digits, in float32 too.
+
+Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
+Variance*, American Statistician 1983.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ufm_jax import _checks
+from ufm_jax._products import matmul
+
+GlobalMean = Literal["samples", "classes"]
+"""What the class means are centred by: the mean of all samples, or the mean of the class means."""
+
+Absent = Literal["error", "skip"]
+"""What is done with classes that have no sample: an error, or they are left out."""
+
+_MOST_ONE_HOT = 2**23
+"""Entries of one-hot rows up to which sums by class are products with them; more would cost too much."""
+
+
+class Sums(NamedTuple):
+    """What one pass over the features gathers.
+
+    Attributes:
+        counts: samples of each class, (K,).
+        first: the first sample of each class, (K, d); zeros where there is none yet.
+        sums: of the differences to it, (K, d).
+    """
+
+    counts: jax.Array
+    first: jax.Array
+    sums: jax.Array
+
+
+class Centres(NamedTuple):
+    """Class means. Lengths of `centred` and of deviations are in units of `unit`.
+
+    Attributes:
+        counts: samples of each class, (K,).
+        first: the first sample of each class, (K, d).
+        shifts: the mean of each class minus that sample, (K, d).
+        centred: the class means minus the global mean, over `unit`, (K, d).
+        unit: the largest length in sight, a scalar: squares neither vanish nor overflow.
+    """
+
+    counts: jax.Array
+    first: jax.Array
+    shifts: jax.Array
+    centred: jax.Array
+    unit: jax.Array
+
+    @property
+    def means(self) -> jax.Array:
+        """The mean of each class, (K, d)."""
+        return self.first + self.shifts
+
+    @property
+    def global_mean(self) -> jax.Array:
+        """The mean of all samples, (d,)."""
+        from_first = self.first - self.first[0] + self.shifts
+        return self.first[0] + self.counts @ from_first / jnp.sum(self.counts)
+
+    @property
+    def frequencies(self) -> jax.Array:
+        """The share of each class in the samples, (K,)."""
+        return self.counts / jnp.sum(self.counts)
+
+
+def no_sums(num_classes: int, dim: int, dtype: np.dtype) -> Sums:
+    """The sums of no samples."""
+    zeros = jnp.zeros((num_classes, dim), dtype)
+    return Sums(jnp.zeros(num_classes, dtype), zeros, zeros)
+
+
+def add(sums: Sums, features: jax.Array, labels: jax.Array) -> Sums:
+    """The sums with features (B, d) of classes (B,) in them."""
+    num_classes, dtype = len(sums.counts), sums.sums.dtype
+    counts = jnp.bincount(labels, length=num_classes).astype(dtype)
+    place = jax.ops.segment_min(jnp.arange(len(labels)), labels, num_classes)
+    # Where a class has no sample here, the place is out of range, and the row is not used.
+    here = features[jnp.minimum(place, len(labels) - 1)].astype(dtype)
+    is_new = (sums.counts == 0) & (counts > 0)
+    first = jnp.where(is_new[:, None], here, sums.first)
+    differences = (features - first[labels]).astype(dtype)
+    return Sums(sums.counts + counts, first, sums.sums + by_class(differences, labels, num_classes))
+
+
+def by_class(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Sums (K, ...) of values (B, ...) by class.
+
+    Of few classes by a product with one-hot labels, which adds in a fixed order on every device; scattered
+    additions on a GPU do not.
+    """
+    if len(labels) * num_classes > _MOST_ONE_HOT:
+        return jax.ops.segment_sum(values, labels, num_classes)
+    return matmul(jax.nn.one_hot(labels, num_classes, dtype=values.dtype).T, values)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def centres_of(sums: Sums, global_mean: GlobalMean = "samples") -> Centres:
+    """The centres of the classes; NaN where a class has no sample."""
+    shifts = sums.sums / sums.counts[:, None]
+    from_first = sums.first - sums.first[0] + shifts
+    weights = sums.counts if global_mean == "samples" else jnp.ones_like(sums.counts)
+    centred = from_first - jnp.sum(weights[:, None] * from_first, 0) / jnp.sum(weights)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred)), jnp.max(jnp.abs(shifts))))
+    unit = jnp.where(largest > 0, largest, 1)
+    return Centres(sums.counts, sums.first, shifts, centred / unit, unit)
+
+
+def deviations(centres: Centres, features: jax.Array, labels: jax.Array) -> jax.Array:
+    """Features (B, d) minus the means of their classes, in units of `centres.unit`."""
+    return (features - centres.first[labels] - centres.shifts[labels]) / centres.unit
+
+
+class Whole(NamedTuple):
+    """Whole features, after the checks, and their classes.
+
+    Attributes:
+        features: (N, d), in the widest dtype.
+        labels: (N,), places in `kept`.
+        centres: of the K' classes that are kept.
+        deviations: of the features, (N, d).
+        kept: the classes, (K',); all of them, unless those without a sample were to be left out.
+        dtype: of the result.
+    """
+
+    features: jax.Array
+    labels: jax.Array
+    centres: Centres
+    deviations: jax.Array
+    kept: np.ndarray
+    dtype: np.dtype
+
+    def rows(self, W: jax.Array) -> jax.Array:
+        """The rows of W that belong to the classes that are kept, in the widest dtype."""
+        return widen(W if len(self.kept) == len(W) else W[self.kept])
+
+
+def whole(
+    features: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    dim: int | None = None,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> Whole:
+    """The classes of features (N, d) with labels (N,), after the checks of both."""
+    features, labels = labelled(features, labels, num_classes, dim)
+    kept = np.arange(num_classes)
+    if is_skipped(absent):
+        if not _checks.is_concrete(labels):
+            raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
+        kept, labels = present(np.bincount(np.asarray(labels), minlength=num_classes), labels)
+    else:
+        _checks.every_class_present(labels, num_classes)
+    one_of("global_mean", global_mean, GlobalMean)
+    dtype, features = features.dtype, widen(features)
+    centres, apart = _centres_and_deviations(features, labels, len(kept), global_mean)
+    return Whole(features, labels, centres, apart, kept, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _centres_and_deviations(
+    features: jax.Array, labels: jax.Array, num_classes: int, global_mean: GlobalMean
+) -> tuple[Centres, jax.Array]:
+    sums = add(no_sums(num_classes, features.shape[1], features.dtype), features, labels)
+    centres = centres_of(sums, global_mean)
+    return centres, deviations(centres, features, labels)
+
+
+def present(counts: np.ndarray, labels: jax.Array) -> tuple[np.ndarray, jax.Array]:
+    """The classes that occur (K',), of which there must be two, and for each label its place among them."""
+    kept = np.flatnonzero(counts)
+    if len(kept) < 2:
+        raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
+    return kept, jnp.asarray(np.cumsum(counts > 0) - 1, jnp.int32)[labels]
+
+
+def is_skipped(absent: Absent) -> bool:
+    """Whether classes without a sample are left out, after the check of the option."""
+    one_of("absent", absent, Absent)
+    return absent == "skip"
+
+
+def one_of(name: str, value: object, options: object) -> None:
+    """Checks an option that is a word."""
+    words = options.__args__  # type: ignore[attr-defined]
+    if value not in words:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, words))}, but is {value!r}.")
+
+
+def labelled(
+    features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Features (N, d) in float32 or float64 and labels (N,) in int32, after the checks of both."""
+    _checks.at_least("num_classes", num_classes, 2)
+    features = _checks.real("features", _checks.matrix("features", features, columns=dim))
+    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+
+
+def vectors_of(name: str, vectors: ArrayLike) -> jax.Array:
+    """A matrix of at least two rows in float32 or float64, after its check."""
+    return _checks.real(name, _checks.matrix(name, vectors, rows=2))
+
+
+def classifier(W: ArrayLike) -> jax.Array:
+    """W (K, d) in float32 or float64, after its check."""
+    return vectors_of("W", W)
+
+
+def bias_of(bias: ArrayLike, num_classes: int) -> jax.Array:
+    """A bias (K,) in float32 or float64, after its check."""
+    bias = _checks.real("bias", bias)
+    if bias.shape != (num_classes,):
+        raise ValueError(f"bias must have an entry a class, {num_classes}, but has shape {bias.shape}.")
+    return bias
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """`x` in float64 where JAX has it enabled."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jax.dtypes.canonicalize_dtype(np.float64)))
+
+
+def scaled(x: jax.Array) -> jax.Array:
+    """`x` over its largest entry, so that products of tiny entries do not vanish; zeros stay zeros."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    return x / jnp.where(largest > 0, largest, 1)
+
+
+def directions(vectors: jax.Array) -> jax.Array:
+    """Rows of length 1; zero rows stay zero."""
+    largest = jnp.max(jnp.abs(vectors), -1, keepdims=True)
+    vectors = vectors / jnp.where(largest == 0, 1, largest)  # Squares neither overflow nor vanish.
+    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.where(norms == 0, 1, norms)

@@ -1,0 +1,355 @@
+"""The classifier against the class means: NC3 in its other forms, the bias, NC5, and the squared error.
+
+Dtypes and frameworks are those of `ufm_jax.metrics.nc3`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from ufm_jax import _checks
+from ufm_jax._products import matmul
+from ufm_jax.metrics import pairs
+from ufm_jax.metrics.classes import (
+    Absent,
+    GlobalMean,
+    Whole,
+    bias_of,
+    classifier,
+    directions,
+    whole,
+    widen,
+)
+
+
+def self_duality(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    squared: bool = True,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> jax.Array:
+    """NC3 as Papyan, Han and Donoho plot it, `|| W/||W||_F - M/||M||_F ||_F^2`; 0 at collapse.
+
+    M holds the class means minus the global mean. `nc3`, the form of Zhu et al., is 0 only if W is a
+    simplex ETF too; this one for any W along the means.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        squared: whether the norm is squared, as in their notebook.
+        global_mean: of all "samples", or the mean of the means of the "classes".
+        absent: "skip" leaves out classes without a sample, and their rows of W.
+
+    Returns:
+        A scalar in [0, 4], or in [0, 2] where it is not squared.
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range (checked outside `jit`), or an option is none of these.
+
+    >>> print(f"{ufm.metrics.self_duality([[1.0, -1.0], [-1.0, 1.0]], np.eye(2), [0, 1]):.4f}")
+    0.0000
+
+    Reference: Papyan, Han, Donoho, PNAS 2020, figure 5.
+    """
+    W, data = _both(W, features, labels, global_mean, absent)
+    square = square_of_difference(data.rows(W), data.centres.centred)
+    return (square if squared else pairs.root(square)).astype(W.dtype)
+
+
+def similarities(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    cosine: bool = False,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> jax.Array:
+    """The inner product of each row of W with its centred class mean; all equal at collapse.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        cosine: whether it is the cosine, which is 1 at collapse.
+        global_mean: of all "samples", or the mean of the means of the "classes".
+        absent: "skip" leaves out classes without a sample, and their rows of W.
+
+    Returns:
+        (K,), in W's dtype.
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range (checked outside `jit`), or an option is none of these.
+
+    >>> print(ufm.metrics.similarities([[3.0, -1.0], [-1.0, 1.0]], np.eye(2), [0, 1]))
+    [2. 1.]
+
+    Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
+    """
+    W, data = _both(W, features, labels, global_mean, absent)
+    return similarities_of(data.rows(W), data.centres.centred, data.centres.unit, cosine).astype(W.dtype)
+
+
+def unc3(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    cosine: bool = False,
+    unbiased: bool = False,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> jax.Array:
+    """Uniform duality, the variance over the classes of `<w_k, mean of class k>`; 0 at collapse.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        cosine: whether cosines take the place of inner products.
+        unbiased: whether the variance is divided by K - 1 in place of K, as in Wu and Papyan's code.
+        global_mean: of all "samples", or the mean of the means of the "classes".
+        absent: "skip" leaves out classes without a sample, and their rows of W.
+
+    Returns:
+        A scalar, at least 0.
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range (checked outside `jit`), or an option is none of these.
+
+    >>> print(ufm.metrics.unc3([[3.0, -1.0], [-1.0, 1.0]], np.eye(2), [0, 1]))
+    0.25
+
+    Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024, UNC3.
+    """
+    W, data = _both(W, features, labels, global_mean, absent)
+    values = similarities_of(data.rows(W), data.centres.centred, data.centres.unit, cosine)
+    return jnp.var(values, ddof=int(unbiased)).astype(W.dtype)
+
+
+def bias_duality(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> jax.Array:
+    """Collapse of the bias, `|W m + b|` with m the global mean: at collapse the bias takes the mean away.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        bias: of the classifier, (K,); zero if None.
+        global_mean: of all "samples", as Zhu et al. have it, or the mean of the means of the "classes".
+        absent: "skip" leaves out classes without a sample, with their rows of W and entries of the bias.
+
+    Returns:
+        A scalar, at least 0.
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range (checked outside `jit`), or an option is none of these.
+
+    >>> print(ufm.metrics.bias_duality(np.eye(2), np.eye(2), [0, 1], [-0.5, -0.5]))
+    0.0
+
+    Reference: Zhu et al., *A Geometric Analysis of Neural Collapse*, NeurIPS 2021.
+    """
+    W, data = _both(W, features, labels, global_mean, absent)
+    offsets = matmul(data.rows(W), _global_mean(data, global_mean)) + _bias(data, W, bias)
+    return jnp.linalg.norm(offsets).astype(W.dtype)
+
+
+def nc5(
+    features: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    outside: ArrayLike,
+    *,
+    global_mean: GlobalMean | None = None,
+    absent: Absent = "error",
+) -> jax.Array:
+    """Orthogonality to what is out of distribution, the mean over k of `|cos(m_k, mean of outside)|`; 0.
+
+    Args:
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        num_classes: K, at least 2.
+        outside: features of samples out of distribution, (M, d).
+        global_mean: subtracted from the class means, and not from the mean outside; None, as in NECO, for
+            means as they are.
+        absent: "skip" leaves out classes without a sample.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: a class has no sample, a label is out of range, K < 2 (checked outside `jit`), shapes do
+            not fit, or an option is none of these.
+
+    >>> print(f"{ufm.metrics.nc5(np.eye(2, 3), [0, 1], 2, [[0.0, 0.0, 2.0], [0.0, 1.0, 1.0]]):.4f}")
+    0.1581
+
+    Reference: Ammar et al., *NECO: Neural Collapse Based Out-of-Distribution Detection*, ICLR 2024.
+    """
+    data = whole(features, labels, num_classes, None, global_mean or "samples", absent)
+    columns = data.features.shape[1]
+    outside = widen(_checks.real("outside", _checks.matrix("outside", outside, columns=columns)))
+    vectors = data.centres.means if global_mean is None else data.centres.centred
+    return cosines_with(vectors, jnp.mean(outside, 0)).astype(data.dtype)
+
+
+class SquaredErrorParts(NamedTuple):
+    """The squared error of a classifier, in the parts of Han, Papyan and Donoho.
+
+    Attributes:
+        total: `mean_i |W h_i + b - y_i|^2 / 2` plus the decay; the sum of the parts.
+        nc1: of variability within classes, at the least-squares classifier.
+        nc23: of class means that the least-squares classifier does not map to their labels.
+        perpendicular: of the distance of the classifier from the least-squares one.
+    """
+
+    total: jax.Array
+    nc1: jax.Array
+    nc23: jax.Array
+    perpendicular: jax.Array
+
+
+def squared_error_decomposition(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    weight_decay: float = 0.0,
+    absent: Absent = "error",
+) -> SquaredErrorParts:
+    """The squared error as `L_NC1 + L_NC2/3 + L_perp`, about the least-squares classifier of the features.
+
+    With x = (h, 1), or h without a bias, V = (W, b), S the mean of `x x^T`, p_k the share of class k and C
+    the columns `p_k (m_k, 1)`, the least-squares classifier is `V* = C^T (S + weight_decay I)^+`, and
+
+        L_NC1   = tr(V* (Sigma_W + weight_decay I) V*^T) / 2
+        L_NC2/3 = sum_k p_k |V* (m_k, 1) - e_k|^2 / 2
+        L_perp  = tr((V - V*) (S + weight_decay I) (V - V*)^T) / 2.
+
+    Their sum is `mean_i |V x_i - y_i|^2 / 2 + weight_decay |V|^2 / 2`. Han, Papyan and Donoho have classes
+    of equal size, p_k = 1/K.
+
+    Args:
+        W: classifier rows, (K, d), K at least 2.
+        features: (N, d).
+        labels: classes in 0..K-1, integers (N,), at least one sample of each.
+        bias: of the classifier, (K,); without one, the least-squares classifier has none either.
+        weight_decay: of classifier and bias, at least 0.
+        absent: "skip" leaves out classes without a sample, with their rows of W and entries of the bias.
+
+    Returns:
+        Four scalars of W's dtype, each at least 0.
+
+    Raises:
+        ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
+            range, the decay is negative (checked outside `jit`), or an option is none of these.
+
+    >>> parts = ufm.metrics.squared_error_decomposition(2 * np.eye(2), np.eye(2), [0, 1])
+    >>> print(f"{parts.total:.1f} = {parts.nc1:.1f} + {parts.nc23:.1f} + {parts.perpendicular:.1f}")
+    0.5 = 0.0 + 0.0 + 0.5
+
+    Reference: Han, Papyan, Donoho, *Neural Collapse Under MSE Loss: Proximity to and Dynamics on the
+    Central Path*, ICLR 2022.
+    """
+    _checks.at_least("weight_decay", weight_decay, 0)
+    W, data = _both(W, features, labels, "samples", absent)
+    scatter = matmul(data.deviations.T, data.deviations) * (data.centres.unit**2 / len(data.labels))
+    found = squared_error_parts(
+        data.rows(W),
+        None if bias is None else _bias(data, W, bias),
+        data.centres.means,
+        data.centres.frequencies,
+        scatter,
+        weight_decay,
+    )
+    return SquaredErrorParts(*(part.astype(W.dtype) for part in found))
+
+
+def squared_error_parts(
+    W: jax.Array,
+    bias: jax.Array | None,
+    means: jax.Array,
+    frequencies: jax.Array,
+    within: jax.Array,
+    weight_decay: float = 0.0,
+) -> SquaredErrorParts:
+    """The parts, from the class means (K, d), their shares (K,) and Sigma_W (d, d)."""
+    if bias is not None:
+        W = jnp.concatenate([W, bias[:, None]], 1)
+        means = jnp.concatenate([means, jnp.ones_like(bias)[:, None]], 1)
+        within = jnp.pad(within, (0, 1))
+    within = within + weight_decay * jnp.eye(len(within), dtype=within.dtype)
+    weighted = frequencies[:, None] * means
+    second = within + matmul(means.T, weighted)
+    best = matmul(
+        weighted, jnp.linalg.pinv(second, rtol=len(second) * jnp.finfo(W.dtype).eps, hermitian=True)
+    )
+    count = len(means)
+
+    def of_means(classifier):
+        def of_block(block):
+            rows, share, index = block
+            errors = matmul(rows, classifier.T) - jax.nn.one_hot(index, count, dtype=rows.dtype)
+            return share * jnp.sum(errors**2, -1)
+
+        return jnp.sum(pairs.in_blocks(of_block, (means, frequencies, jnp.arange(count)), count)) / 2
+
+    def quadratic(rows, matrix):
+        return jnp.sum(matmul(rows, matrix) * rows) / 2
+
+    # The total needs no least-squares classifier, and keeps its digits where that loses some.
+    total = quadratic(W, within) + of_means(W)
+    return SquaredErrorParts(total, quadratic(best, within), of_means(best), quadratic(W - best, second))
+
+
+def square_of_difference(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    """`|A/|A| - B/|B||^2` of two matrices; zeros stay zeros."""
+    a, b = directions(ours.reshape(1, -1)), directions(theirs.reshape(1, -1))
+    return jnp.sum((a - b) ** 2)
+
+
+def similarities_of(W: jax.Array, centred: jax.Array, unit: jax.Array, cosine: bool) -> jax.Array:
+    """Inner products, or cosines, of the rows of W and of means (K, d) in units of `unit`."""
+    if cosine:
+        return jnp.sum(directions(W) * directions(centred), -1)
+    return jnp.sum(W * centred, -1) * unit
+
+
+def cosines_with(vectors: jax.Array, vector: jax.Array) -> jax.Array:
+    """The mean of `|cos|` between rows (K, d) and a vector (d,)."""
+    return jnp.mean(jnp.abs(matmul(directions(vectors), directions(vector[None])[0])))
+
+
+def _both(
+    W: ArrayLike, features: ArrayLike, labels: ArrayLike, global_mean: GlobalMean, absent: Absent
+) -> tuple[jax.Array, Whole]:
+    W = classifier(W)
+    return W, whole(features, labels, len(W), W.shape[1], global_mean, absent)
+
+
+def _bias(data: Whole, W: jax.Array, bias: ArrayLike | None) -> jax.Array:
+    """The bias of the classes that are kept, in the widest dtype; zeros if None."""
+    return data.rows(jnp.zeros(len(W)) if bias is None else bias_of(bias, len(W)))
+
+
+def _global_mean(data: Whole, global_mean: GlobalMean) -> jax.Array:
+    return data.centres.global_mean if global_mean == "samples" else jnp.mean(data.centres.means, 0)

@@ -1,0 +1,94 @@
+"""The inverse root of the between-class covariance, which NC1 weighs variability by.
+
+It is found from the smaller of the two squares of the class means, K x K or d x d, and where these would
+lose too many digits, from the means themselves.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ufm_jax._products import matmul
+
+
+@jax.jit  # Else both branches would be compiled at every call.
+def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
+    """Rows (R, d) with `rows^T rows = Sigma_B^+ = K (M^T M)^+`, R = min(K, d), for means M (K, d).
+
+    `weights^T M = 0` for positive weights (K,), as centring leaves it. With d < K the Cholesky factor of
+    `M^T M` has the rows. Else, with u the unit vector along the weights and s > 0, they are those of
+    `(M^+)^T = (M M^T + s u u^T)^-1 M`. This is twenty times cheaper than eigenvalues, wherever the means
+    span their space well. Elsewhere M itself is decomposed, since its square has half of its digits.
+    """
+    count, dim = means.shape
+    if dim < count:
+        gram = matmul(means.T, means)
+        scale = jnp.trace(gram) / dim
+    else:
+        gram = matmul(means, means.T)
+        scale = jnp.trace(gram) / count
+        unit = weights / jnp.linalg.norm(weights)
+        gram += scale * jnp.outer(unit, unit)
+    inverse = _inverse_of_lower(jnp.linalg.cholesky(gram))
+    # The trace of the inverse bounds it, so this bounds the condition number; NaN is not below it.
+    bound = 2 * scale * len(gram) * jnp.sum(inverse**2)
+
+    def by_square():
+        return inverse if dim < count else matmul(matmul(inverse.T, inverse), means)
+
+    rows = jax.lax.cond(
+        bound < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps), by_square, lambda: _by_decomposition(means)
+    )
+    return count**0.5 * rows
+
+
+def _by_decomposition(means: jax.Array) -> jax.Array:
+    """The same over `sqrt(K)`, with the cutoff that SciPy's pseudo-inverse has for `M^T M` (d, d)."""
+    values, rows = _decomposed(means)
+    is_zero = values**2 <= means.shape[1] * jnp.finfo(values.dtype).eps * values[0] ** 2
+    return rows * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))[:, None]
+
+
+@jax.jit
+def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.Array:
+    """As `whitening_of`, from the means alone, for a dtype in which squares have too few digits.
+
+    The centred means have rank K - 1 at most, since the counts weigh them to zero. Of K singular values the
+    last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and
+    all within the rounding of the sums, `4 eps` times the norm of what was added. Derivatives are NaN where
+    two singular values are equal; those of `whitening_of` are not.
+
+    Args:
+        means: centred, (K, d).
+        rounded: the norm of what the means are made of, a scalar.
+
+    Returns:
+        The rows, (R, d).
+    """
+    values, rows = _decomposed(means)
+    relative = jnp.maximum(max(means.shape) * values[0], 4 * rounded)
+    is_zero = values <= relative * jnp.finfo(values.dtype).eps
+    is_zero |= jnp.arange(len(values)) >= len(means) - 1
+    return (jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values)))[:, None] * rows
+
+
+def _decomposed(means: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Singular values (R,) and right singular vectors (R, d); of many rows, those of their triangle."""
+    if len(means) > means.shape[1]:
+        means = jnp.linalg.qr(means, mode="r")
+    _, values, rows = jnp.linalg.svd(means, full_matrices=False)
+    return values, rows
+
+
+def _inverse_of_lower(triangle: jax.Array) -> jax.Array:
+    """The inverse of a lower triangular matrix, by blocks.
+
+    On CPUs one solve with all columns would wake the threads of BLAS beside those of XLA: ten times slower.
+    """
+    size = len(triangle)
+    if size <= 16:
+        identity = jnp.eye(size, dtype=triangle.dtype)
+        return jax.scipy.linalg.solve_triangular(triangle, identity, lower=True)
+    half = size // 2
+    top, bottom = _inverse_of_lower(triangle[:half, :half]), _inverse_of_lower(triangle[half:, half:])
+    corner = -matmul(bottom, matmul(triangle[half:, :half], top))
+    return jnp.block([[top, jnp.zeros((half, size - half), triangle.dtype)], [corner, bottom]])
