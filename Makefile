@@ -10,12 +10,13 @@ UFM_FIGURES := fig3 fig5 fig5-lbfgs fig5-start fig7 fig8 fig9 fig11 fig12 fig13
 LANDSCAPE := landscape landscape-window landscape-conditions focal-map softmax-codes
 RATES := rates temperature metric class-sizes
 NETWORKS := fig4 fig6 fig10 table2
+MODELS := regularized-minima minority-collapse deep
 OTHERS := large bench bench-solvers bench-networks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures networks notebooks report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
-.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS)
+.PHONY: $(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(MODELS) $(NETWORKS) $(OTHERS)
 
 help:  ## This list
 	@echo "make TARGET [ARGS=\"--field value ...\"]     (durations on two cores, after setup)"
@@ -42,6 +43,9 @@ rates: $(READY)  ## Local rates of collapse, measured and predicted (30 s)
 temperature: $(READY)  ## The best temperature, measured and predicted (90 s)
 metric: $(READY)  ## Figures 5, 7, 8 in two metrics and over decays (2 min)
 class-sizes: $(READY)  ## Which metric to use for classes of unequal sizes (20 s)
+regularized-minima: $(READY)  ## The regularized UFM: minima, closed forms, certificates (90 s)
+minority-collapse: $(READY)  ## When the rows of small classes become one, against its threshold (40 s)
+deep: $(READY)  ## Deep UFM: linear minima, and ReLU models layer by layer (80 s)
 fig4: $(READY)  ## Figure 4: networks of several widths on random labels (5 min)
 fig6: $(READY)  ## Figure 6: normalized against regularized ResNets, few samples (4 min)
 fig10: $(READY)  ## Figure 10: ResNet-18 over temperatures (3 min)
@@ -51,7 +55,7 @@ bench: bench-solvers bench-networks  ## Speed: the two below, then steps against
 bench-solvers: $(READY)  ## Time to a solution, beside optax, pymanopt and GeoJAX (8 min)
 bench-networks: $(READY)  ## Speed of training networks, against PyTorch if it is there (3 min)
 
-$(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(NETWORKS) $(OTHERS):
+$(UFM_FIGURES) $(LANDSCAPE) $(RATES) $(MODELS) $(NETWORKS) $(OTHERS):
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
 figures: $(UFM_FIGURES)  ## All figures of the unconstrained feature model (6 min)

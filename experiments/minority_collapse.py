@@ -28,7 +28,7 @@ class Config(UfmConfig):
     extra_dim: int = 1
     """Dimensions of features and classifiers beyond K, d - K."""
     share: tuple[float, ...] = (0.3, 0.5, 0.7, 0.85, 0.92, 0.97, 0.99, 1.01, 1.03, 1.1, 1.3, 1.6)
-    """Decays, as the threshold `N^2 lW lH` in units of the small size: at 1 theory has the small collapse."""
+    """Decays, as `N^2 lW lH` in units of the small size: from 1 on theory has small classes collapse."""
     trials: int = 2
     """Random starts of each setting."""
     steps: int = 500
@@ -108,8 +108,8 @@ def claims(config: Config, data: Data) -> list[Claim]:
     gap = data["gap"]
     made = [
         Claim(
-            "below 0.97 of the threshold rows of small classes differ by more than 0.1, and above 1.03 of it by "
-            "less than 1e-6, whatever their size",
+            "rows of small classes differ by more than 0.1 below 0.97 of the threshold, and by less than "
+            "1e-6 above 1.03 of it, whatever their size",
             bool(np.all(below > 0.1) and np.all(above < 1e-6)),
             f"at least {below.min(initial=np.inf):.2g} below, at most {above.max(initial=0):.2g} above, in "
             f"{len(apart)} patterns of sizes",
@@ -125,7 +125,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         Claim(
             "with a free bias the small classes collapse above the same threshold",
             bool(np.all(with_bias < 1e-6)),
-            f"rows differ by at most {with_bias.max(initial=0):.2g} above; the smallest difference below is "
+            f"rows differ by at most {with_bias.max(initial=0):.2g} above; below at least "
             f"{data['apart'][1][:, share <= 0.97].min(initial=np.inf):.2g}",
         )
     )

@@ -53,7 +53,7 @@ def check(config: Config) -> None:
 
 
 def unequal_sizes(K: int, n: int) -> np.ndarray:
-    """Sizes of K classes with mean n, each about two fifths of the one before, and at least 1: 20, 5, 2, 1."""
+    """Sizes of K classes with mean n, each two fifths of the one before, at least 1: 20, 5, 2, 1."""
     shares = 0.4 ** np.arange(K)
     sizes = np.maximum(np.floor(n * K * shares / shares.sum()).astype(int), 1)
     sizes[0] += n * K - sizes.sum()
@@ -61,7 +61,7 @@ def unequal_sizes(K: int, n: int) -> np.ndarray:
 
 
 def targets_of(config: Config, K: int, n: int) -> np.ndarray:
-    """Targets (2 sizes, 2 of one-hot and smoothed, N, K): label smoothing is cross entropy against these."""
+    """Targets (2 sizes, one-hot and smoothed, N, K): label smoothing is cross entropy against these."""
     one_hot = np.stack([np.repeat(np.eye(K), sizes, axis=0) for sizes in ([n] * K, unequal_sizes(K, n))])
     smoothed = (1 - config.alpha) * one_hot + config.alpha / K
     return np.stack([one_hot, smoothed], 1).astype(config.dtype)
@@ -159,7 +159,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     gap = data["gap"]
     made.append(
         Claim(
-            "the certificate is below 1e-9 at every minimum found, for classes of any size, with a bias or not",
+            "the certificate is below 1e-9 at every minimum found, for any class sizes, with a bias or not",
             bool(np.all(gap < 1e-9)),
             f"largest {gap[:, :, 0].max():.2g} (equal sizes), {gap[:, :, 1].max():.2g} (unequal), "
             f"in {gap.size} trials",
@@ -173,7 +173,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     worst = max(entropies, squares, frame[:, 0, 2].max())
     made.append(
         Claim(
-            "equal sizes: W is a simplex ETF, to 1e-6; without a bias the squared error has an orthogonal frame",
+            "equal sizes: W is a simplex ETF, or an orthogonal frame for squared error without bias, to 1e-6",
             bool(worst < 1e-6),
             f"largest distance {entropies:.2g} (cross entropies), {squares:.2g} (squared error, bias), "
             f"{frame[:, 0, 2].max():.2g} (squared error, frame)",
