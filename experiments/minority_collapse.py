@@ -95,7 +95,7 @@ def trial(
     W = found.point.W
     apart = jnp.linalg.norm(W[:, None] - W, axis=-1)
     return {
-        "threshold": ufm.theory.minority_collapse_threshold(labels.shape[0], decay, decay),
+        "threshold": jnp.asarray(ufm.theory.minority_collapse_threshold(labels.shape[0], decay, decay)),
         "apart": jnp.max(apart[large:, large:]),
         "large_apart": jnp.max(apart[:large, large:]),
         "gap": ufm.landscape.optimality_gap(problem, found.point),

@@ -173,7 +173,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     worst = max(entropies, squares, frame[:, 0, 2].max())
     made.append(
         Claim(
-            "equal sizes: W is a simplex ETF, or an orthogonal frame for squared error without bias, to 1e-6",
+            "equal sizes: W is a simplex ETF, and for squared error without bias a frame, to 1e-6",
             bool(worst < 1e-6),
             f"largest distance {entropies:.2g} (cross entropies), {squares:.2g} (squared error, bias), "
             f"{frame[:, 0, 2].max():.2g} (squared error, frame)",

@@ -85,7 +85,7 @@ class Problem(Objective):
     """Equal runs of samples that go through their blocks side by side, one a device: `ufm_jax.sharding`."""
     has_bias: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def random_point(self, key: jax.Array, dim: int, dtype: DTypeLike | None = None) -> AnyPoint:
+    def random_point(self, key: jax.Array, dim: int, dtype: DTypeLike | None = None) -> Any:
         """A random start: uniform on the spheres, or standard normal entries where there are none.
 
         Args:

@@ -14,6 +14,7 @@ docs/large.md.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -70,7 +71,7 @@ def shard_problem(problem: Problem, mesh: Mesh) -> Problem:
 
 def random_point(
     problem: Problem, mesh: Mesh, key: jax.Array, dim: int, dtype: DTypeLike | None = None
-) -> AnyPoint:
+) -> Any:
     """`problem.random_point(key, dim, dtype)`, every device drawing its own samples: none ever holds all.
 
     Args:

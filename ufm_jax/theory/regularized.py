@@ -11,6 +11,8 @@ Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022, and Dang et al
 Linear Networks*, ICML 2023 (squared error, depth).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,7 +240,8 @@ def regularized_squared_error_minimizer(
         >>> print(jnp.sum(W**2, axis=1).round(3))
         [2. 0.]
 
-    Reference: Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced Learning*, ICML 2024.
+    Reference: Dang et al., *Neural Collapse in Deep Linear Networks: From Balanced to Imbalanced Data*, ICML
+    2023.
     """
     _checks.at_least("dim", dim, 1)
     values, (left, right, means) = _singular_values(targets, bias)
@@ -252,7 +255,9 @@ def regularized_squared_error_minimizer(
     return W, H, means
 
 
-def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = False) -> jax.Array:
+def deep_linear_minimum(
+    targets: ArrayLike, decays: ArrayLike | Sequence[ArrayLike], bias: bool = False
+) -> jax.Array:
     """Global minimum of a deep linear model under squared error, `|H W_1 ... - Y|^2 / (2N) + decays/2`.
 
     The logits are the product of L factors, the features first, each with a decay of its own and of inner
@@ -279,15 +284,15 @@ def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = Fals
     Reference: Dang et al., *Neural Collapse in Deep Linear Networks*, ICML 2023.
     """
     values, (left, *_) = _singular_values(targets, bias)
-    decays, count = _layer_decays(decays, values.dtype), len(left)
-    root, is_fitted = _deep_fit(values, decays, count)
-    fitted = (values - root ** len(decays)) ** 2 / (2 * count)
-    fitted = fitted + len(decays) / 2 * _geometric_mean(decays) * root**2
+    rates, count = _layer_decays(decays, values.dtype), len(left)
+    root, is_fitted = _deep_fit(values, rates, count)
+    fitted = (values - root ** len(rates)) ** 2 / (2 * count)
+    fitted = fitted + len(rates) / 2 * _geometric_mean(rates) * root**2
     return jnp.sum(jnp.where(is_fitted, fitted, values**2 / (2 * count)))
 
 
 def deep_linear_minimizer(
-    targets: ArrayLike, width: int, decays: ArrayLike, bias: bool = False
+    targets: ArrayLike, width: int, decays: ArrayLike | Sequence[ArrayLike], bias: bool = False
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
     """A minimizer of the deep linear model under squared error, all layers of one width.
 
@@ -322,23 +327,23 @@ def deep_linear_minimizer(
         raise ValueError(
             f"width must be at least the number of singular values, {len(values)}, but is {width}."
         )
-    decays = _layer_decays(decays, values.dtype)
-    root, is_fitted = _deep_fit(values, decays, len(left))
-    lengths = jnp.sqrt(_geometric_mean(decays) / decays)[:, None] * jnp.where(is_fitted, root, 0)
+    rates = _layer_decays(decays, values.dtype)
+    root, is_fitted = _deep_fit(values, rates, len(left))
+    lengths = jnp.sqrt(_geometric_mean(rates) / rates)[:, None] * jnp.where(is_fitted, root, 0)
     lengths = jnp.pad(lengths, ((0, 0), (0, width - len(values))))
     room = ((0, 0), (0, width - len(values)))
     weights = [jnp.diag(row) for row in lengths[1:-1]]
     return [*weights, jnp.pad(right, room) * lengths[-1]], jnp.pad(left, room) * lengths[0], means
 
 
-def _layer_decays(decays: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    decays = jnp.asarray(decays, dtype)
-    if decays.ndim != 1 or len(decays) < 2:
+def _layer_decays(decays: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike) -> jax.Array:
+    rates = jnp.asarray(decays, dtype)
+    if rates.ndim != 1 or len(rates) < 2:
         raise ValueError(
-            f"decays must be a vector of one for each of at least 2 factors, but has shape {decays.shape}."
+            f"decays must be a vector of one for each of at least 2 factors, but has shape {rates.shape}."
         )
-    _checks.positive("decays", decays)
-    return decays
+    _checks.positive("decays", rates)
+    return rates
 
 
 def _geometric_mean(decays: jax.Array) -> jax.Array:
