@@ -114,3 +114,19 @@ def test_points_of_another_kind_are_refused():
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_the_gap_is_zero_at_minima_where_the_bias_is_stationary_up_to_rounding():
+    """What the columns then lack is rounding errors, which must not be divided by each other."""
+    labels = ufm.balanced_labels(8, 4)
+    loss = functools.partial(ufm.losses.label_smoothing, alpha=0.1)
+
+    @jax.jit
+    @jax.vmap
+    def gap(decay, key):
+        W, H = ufm.theory.regularized_minimizer(8, 4, 8, decay, decay, 0.1)
+        b = 1e-15 * jax.random.normal(key, (8,))
+        problem = ufm.regularized(labels, 8, loss, decay, decay, bias_decay=0.0)
+        return ufm.landscape.optimality_gap(problem, ufm.BiasedPoint(W, H, b))
+
+    assert gap(jnp.geomspace(1e-5, 0.05, 2000), jax.random.split(jax.random.key(0), 2000)).max() < 1e-12

@@ -430,7 +430,9 @@ def _with_stationary_bias(
         wanted = jnp.maximum(wanted, 0)
         wanted = wanted * count / jnp.sum(wanted)
         answers = answers * jnp.minimum(1, wanted / _nonzero(found))
-        rows, columns = 1 - jnp.sum(answers, 1), wanted - jnp.sum(answers, 0)
+        # Where nothing is lacking these are rounding errors, of either sign.
+        rows = jnp.maximum(1 - jnp.sum(answers, 1), 0)
+        columns = jnp.maximum(wanted - jnp.sum(answers, 0), 0)
         answers = answers + rows[:, None] * columns / _nonzero(jnp.sum(columns))
     else:
         answers = answers + (wanted - found) / count
