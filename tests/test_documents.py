@@ -64,6 +64,9 @@ def test_the_code_of_the_guide_does_what_the_guide_says(tmp_path, monkeypatch, c
     assert data["value"].shape == (16, 5)
     assert data["gap"].max() < 1e-8
     np.testing.assert_allclose(data["value"].T, [np.maximum(1 - names["tau"], 0) ** 2 / 2] * 5, atol=1e-12)
+    simplex = {name: nc2 < 1e-6 for name, (nc2, _) in names["geometry"].items()}
+    assert simplex == {"cross_entropy": False, "weighted": True, "adjusted": False}
+    assert all(0 <= gap < 1e-9 for _, gap in names["geometry"].values())
     assert [file.name for file in tmp_path.iterdir()] == ["squared_error.png"]
 
 

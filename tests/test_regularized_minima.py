@@ -24,7 +24,7 @@ def mean_loss(name, logits, Y, alpha=0.0):
     return value, (softmax(logits, axis=1) - targets) / count
 
 
-def solve(Y, dim, lW, lH, name, seed, *, alpha=0.0, bias=False, nonnegative=False, tries=1):
+def solve(Y, dim, lW, lH, name, seed, *, alpha=0.0, bias=False, nonnegative=False, tries=1, bias_decay=0.0):
     """The lowest value that SciPy finds from random starts, with W, H and b."""
     (count, k), best = Y.shape, None
     sizes = np.cumsum([k * dim, count * dim])
@@ -36,8 +36,8 @@ def solve(Y, dim, lW, lH, name, seed, *, alpha=0.0, bias=False, nonnegative=Fals
     def cost(x):
         W, H, b = parts(x)
         value, G = mean_loss(name, H @ W.T + (b if bias else 0), Y, alpha)
-        value += lW / 2 * np.sum(W**2) + lH / 2 * np.sum(H**2)
-        slope = G.sum(0) if bias else np.zeros(k)
+        value += lW / 2 * np.sum(W**2) + lH / 2 * np.sum(H**2) + bias_decay / 2 * np.sum(b**2)
+        slope = G.sum(0) + bias_decay * b if bias else np.zeros(k)
         return value, np.concatenate([(G.T @ H + lW * W).ravel(), (G @ W + lH * H).ravel(), slope])
 
     generator = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """ufm-jax: neural collapse with normalized features, as pure functions on JAX arrays."""
 
 from ufm_jax import (
+    deep,
     landscape,
     losses,
     metrics,
@@ -12,12 +13,21 @@ from ufm_jax import (
     trials,
 )
 from ufm_jax._version import __version__
-from ufm_jax.problems import Point, Problem, balanced_labels, contrastive, normalized, regularized
+from ufm_jax.problems import (
+    BiasedPoint,
+    Point,
+    Problem,
+    balanced_labels,
+    contrastive,
+    normalized,
+    regularized,
+)
 from ufm_jax.riemannian import manifolds, solvers, transforms
 from ufm_jax.riemannian.minimize import Result, Status, minimize
 from ufm_jax.riemannian.objective import Objective
 
 __all__ = [
+    "BiasedPoint",
     "Objective",
     "Point",
     "Problem",
@@ -26,6 +36,7 @@ __all__ = [
     "__version__",
     "balanced_labels",
     "contrastive",
+    "deep",
     "landscape",
     "losses",
     "manifolds",

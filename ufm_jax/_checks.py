@@ -138,6 +138,18 @@ def class_labels(
         return jnp.asarray(found, jnp.int32)
 
 
+def labels_or_targets(labels: Any, num_classes: int) -> jax.Array:
+    """`class_labels`, or floating targets (N, K) as they are."""
+    found = array("labels", labels)
+    if found.ndim != 2 or not jnp.issubdtype(found.dtype, np.floating):
+        return class_labels(labels, num_classes)
+    if len(found) == 0 or found.shape[1] != num_classes:
+        raise ValueError(
+            f"targets must have a row a sample and {num_classes} columns, but have shape {found.shape}."
+        )
+    return jnp.asarray(found)
+
+
 def every_class_present(labels: jax.Array, num_classes: int) -> None:
     if is_concrete(labels):
         present = np.unique(np.asarray(labels))
@@ -160,6 +172,8 @@ def pairs_in_every_class(labels: jax.Array) -> None:
 
 
 def equal_sizes(what: str, labels: Any, num_classes: int) -> None:
+    if np.ndim(labels) != 1:
+        raise ValueError(f"{what} need a class a sample, integer labels, and no targets.")
     if is_concrete(labels):
         sizes = np.bincount(np.asarray(labels), minlength=num_classes)
         if np.any(sizes != sizes[0]):

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.special import entr
+from jax.typing import ArrayLike
 
 from ufm_jax import _checks, losses, theory
 from ufm_jax._products import matmul
-from ufm_jax.problems import Point, Problem
+from ufm_jax.problems import AnyPoint, BiasedPoint, Point, Problem
 from ufm_jax.riemannian.curvature import eigenpairs, smallest_eigenpair, smallest_eigenvalue, spectrum
 
 __all__ = [
@@ -330,7 +331,7 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     return Certificate(is_critical, is_critical & (margin >= -tolerance), margin, gradient_norm, gap)
 
 
-def optimality_gap(problem: Problem, point: Point) -> jax.Array:
+def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     """The most by which the cost exceeds the global minimum, at any point, for a loss convex in the logits.
 
     With M the logits and G the gradient there, convexity says `f(M') >= f(M) + <G, M' - M>` for all M'. On
@@ -345,13 +346,15 @@ def optimality_gap(problem: Problem, point: Point) -> jax.Array:
     Of a regularized model the decays are at least `lam = sqrt(lW lH)` times the nuclear norm of the logits,
     so that its minimum is at least minus the convex conjugate of the mean loss at `r G`, with
     `r = min(1, lam / |G|)` in the spectral norm: for cross entropy and label smoothing with targets t the
-    mean entropy of `t + r (softmax - t)`. The gap is 0 at global minima in enough dimensions.
+    mean entropy of `t + r (softmax - t)`. The gap is 0 at global minima in enough dimensions. With a bias
+    the columns of G are first given the sums that they have where the bias is stationary.
 
     Args:
         problem: of `ufm_jax.normalized`, any loss that is convex in the logits; or of
             `ufm_jax.regularized` with `cross_entropy`, `label_smoothing` or `squared_error` of
             `ufm_jax.losses`. Classes of any size.
-        point: `Point(W=(K, d), H=(N, d))`, on the spheres if normalized, critical or not.
+        point: `Point(W=(K, d), H=(N, d))`, on the spheres if normalized, critical or not; a `BiasedPoint`
+            where the problem has a bias.
 
     Returns:
         The gap, a scalar at least 0, to within rounding errors of the size of tau |G| sqrt(K N).
@@ -376,29 +379,65 @@ def optimality_gap(problem: Problem, point: Point) -> jax.Array:
     return jnp.asarray(problem.tau, gap.dtype) * unit * gap
 
 
-def _regularized_gap(problem: Problem, point: Point) -> jax.Array:
-    """The cost less minus the conjugate of the mean loss at `r G`, a lower bound of the minimum."""
+def _regularized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
+    """The cost less minus the conjugate of the mean loss at `r A`, a lower bound of the minimum.
+
+    A is the gradient in the logits; with a bias, of logits that have the column sums which A has where b
+    is stationary, so that only the decay of b remains to be paid.
+    """
     assert problem.decay is not None
     problem.check_point(point)
     loss = getattr(problem.loss, "func", problem.loss)  # A partial stands for its function.
-    scores = problem.scores(point)
-    count = len(scores)
-    G = _gradient_of_mean_loss(problem)(scores)
-    lam = jnp.sqrt(jnp.asarray(problem.decay.W * problem.decay.H, G.dtype))
-    r = jnp.minimum(1, lam / _nonzero(jnp.linalg.norm(G, ord=2)))
-    if loss in (losses.cross_entropy, losses.label_smoothing):
-        # N G is the softmax less the targets.
-        mixed = jax.nn.softmax(scores) - (1 - r) * count * G
-        bound = jnp.mean(jnp.sum(entr(jnp.clip(mixed, 0, 1)), -1))
-    elif loss is losses.squared_error:
-        targets = scores - count * G
-        bound = -jnp.sum(r * G * targets) - count / 2 * jnp.sum((r * G) ** 2)
-    else:
+    is_entropy = loss in (losses.cross_entropy, losses.label_smoothing)
+    if not is_entropy and loss is not losses.squared_error:
         raise ValueError(
             "the gap of a regularized problem is known for cross_entropy, label_smoothing, squared_error "
             f"of ufm_jax.losses, but the loss is {getattr(loss, '__name__', loss)}."
         )
-    return jnp.maximum(problem.cost(point) - bound, 0)
+    scores = problem.scores(point)
+    count = len(scores)
+    answers = jax.nn.softmax(scores) if is_entropy else scores
+    targets = answers - count * _gradient_of_mean_loss(problem)(scores)
+    of_bias: ArrayLike = 0.0
+    if isinstance(point, BiasedPoint):
+        answers, of_bias = _with_stationary_bias(problem, point, answers, targets, is_entropy)
+    A = (answers - targets) / count
+    lam = jnp.sqrt(jnp.asarray(problem.decay.W * problem.decay.H, A.dtype))
+    r = jnp.minimum(1, lam / _nonzero(jnp.linalg.norm(A, ord=2)))
+    if is_entropy:
+        mixed = answers - (1 - r) * count * A
+        bound = jnp.mean(jnp.sum(entr(jnp.clip(mixed, 0, 1)), -1))
+    else:
+        bound = -jnp.sum(r * A * targets) - count / 2 * jnp.sum((r * A) ** 2)
+    return jnp.maximum(problem.cost(point) - bound + r**2 * of_bias, 0)
+
+
+def _with_stationary_bias(
+    problem: Problem, point: BiasedPoint, answers: jax.Array, targets: jax.Array, is_entropy: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Answers near the given ones whose column sums are N lb b below those of the targets.
+
+    Softmaxes stay rows of probabilities: columns that are too heavy are scaled down, and what their rows
+    then lack is given to the other columns. Also the most that the decay lb of b is worth along them,
+    `|1^T A|^2 / (2 lb)`.
+    """
+    assert isinstance(problem.decay, BiasedPoint)
+    rate, count = jnp.asarray(problem.decay.b, answers.dtype), len(answers)
+    heights = jnp.sum(targets, 0)
+    b = point.b - jnp.mean(point.b) if is_entropy else point.b
+    wanted, found = heights - count * rate * b, jnp.sum(answers, 0)
+    if is_entropy:
+        wanted = jnp.maximum(wanted, 0)
+        wanted = wanted * count / jnp.sum(wanted)
+        answers = answers * jnp.minimum(1, wanted / _nonzero(found))
+        # Where nothing is lacking these are rounding errors, of either sign.
+        rows = jnp.maximum(1 - jnp.sum(answers, 1), 0)
+        columns = jnp.maximum(wanted - jnp.sum(answers, 0), 0)
+        answers = answers + rows[:, None] * columns / _nonzero(jnp.sum(columns))
+    else:
+        answers = answers + (wanted - found) / count
+    unpaid = jnp.sum(((wanted - heights) / count) ** 2) / (2 * _nonzero(rate))
+    return answers, jnp.where(rate > 0, unpaid, 0)
 
 
 def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
@@ -594,20 +633,20 @@ def _lowest_and_gap(Z: CertificateMatrix, spectral_norm: jax.Array) -> tuple[jax
     return balanced, jnp.maximum(jnp.min(jnp.stack(bounds)), 0)
 
 
-def _scaled_certificate_matrix(problem: Problem, point: Point) -> tuple[CertificateMatrix, jax.Array]:
+def _scaled_certificate_matrix(problem: Problem, point: AnyPoint) -> tuple[CertificateMatrix, jax.Array]:
     W, H = _factors(problem, point)
     G, unit = _scaled_logit_gradient(problem, point)
     return CertificateMatrix(*_multipliers(W, H, G), G), unit
 
 
-def _scaled_logit_gradient(problem: Problem, point: Point) -> tuple[jax.Array, jax.Array]:
+def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array, jax.Array]:
     """G over a unit of its size, and the unit: squares of a tiny G would vanish.
 
     For cross entropy the unit is the largest probability of a wrong class, over N, from its logarithm; the
     first of the two is right where the second, and G, have underflowed.
     """
     scores = problem.scores(point)
-    if problem.loss is losses.cross_entropy:
+    if problem.loss is losses.cross_entropy and problem.labels.ndim == 1:
         is_label = jax.nn.one_hot(problem.labels, problem.num_classes, dtype=bool)
         of_others = jnp.where(is_label, -jnp.inf, jax.nn.log_softmax(scores))
         largest = jax.lax.stop_gradient(jnp.max(of_others))
@@ -638,11 +677,11 @@ def _nonzero(x: jax.Array) -> jax.Array:
     return jnp.where(x != 0, x, 1)
 
 
-def _factors(problem: Problem, point: Point) -> tuple[jax.Array, jax.Array]:
+def _factors(problem: Problem, point: AnyPoint) -> tuple[jax.Array, jax.Array]:
     """W and H of a point of a normalized problem."""
     check_normalized(problem)
     problem.check_point(point)
-    return point
+    return point.W, point.H
 
 
 def check_normalized(problem: Problem) -> None:
@@ -671,6 +710,8 @@ def _check_convex(problem: Problem) -> None:
 def _check_cross_entropy(what: str, problem: Problem) -> None:
     if problem.loss is not losses.cross_entropy:
         raise ValueError(f"{what} is about cross entropy, but the problem has another loss.")
+    if problem.labels.ndim != 1:
+        raise ValueError(f"{what} is about integer labels, but the problem has targets.")
 
 
 def _check_conditions(problem: Problem, dim: int) -> None:

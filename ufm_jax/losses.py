@@ -1,12 +1,14 @@
 """Losses of a classifier's logits, per sample and in optax's style, and the contrastive loss of features.
 
-Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype.
+Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype. Cross
+entropy, label smoothing and the squared error also take targets (..., K), floats, in the place of labels.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
@@ -63,7 +65,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
     Args:
         logits: scores of the classes, (..., K).
-        labels: true classes in 0..K-1, integers (...).
+        labels: true classes in 0..K-1, integers (...); or probabilities (..., K).
 
     Returns:
         The loss of each sample, (...).
@@ -76,8 +78,10 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
         [0.127 2.127]
     """
-    logits, labels = _logits_and_labels(logits, labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    logits, labels = _logits_and_labels(logits, labels, or_targets=True)
+    if labels.ndim < logits.ndim:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return _against_probabilities(logits, _probabilities(labels))
 
 
 def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array:
@@ -119,7 +123,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
 
     Args:
         logits: scores of the classes, (..., K).
-        labels: true classes in 0..K-1, integers (...).
+        labels: true classes in 0..K-1, integers (...); or probabilities (..., K).
         alpha: smoothing parameter in [0, 1]; 0 is cross entropy.
 
     Returns:
@@ -138,11 +142,9 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     """
     _checks.scalar("alpha", alpha)
     _checks.within("alpha", alpha, 0, 1)
-    logits, labels = _logits_and_labels(logits, labels)
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    targets = optax.smooth_labels(one_hot, alpha)
-    # A class of score -inf costs nothing where nothing is asked of it.
-    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
+    logits, labels = _logits_and_labels(logits, labels, or_targets=True)
+    targets = _probabilities(_as_targets(logits, labels))
+    return _against_probabilities(logits, optax.smooth_labels(targets, alpha))
 
 
 @convex
@@ -151,7 +153,7 @@ def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
     Args:
         logits: scores of the classes, (..., K).
-        labels: true classes in 0..K-1, integers (...).
+        labels: true classes in 0..K-1, integers (...); or targets (..., K).
 
     Returns:
         The loss of each sample, (...).
@@ -167,17 +169,43 @@ def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Reference: Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022; minima of the regularized
     model under it: `ufm_jax.theory.regularized_squared_error_minimum`.
     """
-    logits, labels = _logits_and_labels(logits, labels)
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return jnp.sum((logits - one_hot) ** 2, axis=-1) / 2
+    logits, labels = _logits_and_labels(logits, labels, or_targets=True)
+    return jnp.sum((logits - _as_targets(logits, labels)) ** 2, axis=-1) / 2
 
 
-def _logits_and_labels(logits: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Logits (..., K) as floats and labels (...) as int32, after the checks of both."""
+def _logits_and_labels(
+    logits: ArrayLike, labels: ArrayLike, *, or_targets: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Logits (..., K) as floats and labels (...) as int32, or targets (..., K) of the logits' dtype."""
     logits = _checks.floating("logits", logits)
     if logits.ndim == 0:
         raise ValueError("logits must have an axis of classes, (..., K), but are a scalar.")
+    if or_targets:
+        found = _checks.array("labels", labels)
+        if found.shape == logits.shape and jnp.issubdtype(found.dtype, jnp.floating):
+            return logits, jnp.asarray(found, logits.dtype)
     return logits, _checks.class_labels(labels, logits.shape[-1], shape=logits.shape[:-1], rows_of="logits")
+
+
+def _as_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Targets as they are, and labels as rows that are 1 at the label."""
+    if labels.ndim == logits.ndim:
+        return labels
+    return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+
+
+def _probabilities(targets: jax.Array) -> jax.Array:
+    """The targets, after a check that they are rows of probabilities."""
+    if _checks.is_concrete(targets):
+        found = np.asarray(targets, float)
+        if not (np.all(found >= 0) and np.allclose(found.sum(-1), 1, atol=1e-3)):
+            raise ValueError("targets must be rows of probabilities, at least 0 and of sum 1.")
+    return targets
+
+
+def _against_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy of the softmax; a class of score -inf costs nothing where nothing is asked of it."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
 
 
 def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -> jax.Array:

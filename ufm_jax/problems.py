@@ -35,7 +35,7 @@ from ufm_jax.riemannian.manifolds import Euclidean, Manifold, Oblique, Product, 
 from ufm_jax.riemannian.objective import Evaluation, Objective
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
-"""A loss per sample: logits (N, K) and labels (N,) to (N,)."""
+"""A loss per sample: logits (N, K), and labels (N,) or targets (N, K), to (N,)."""
 
 
 class Point(NamedTuple):
@@ -46,6 +46,18 @@ class Point(NamedTuple):
 
     W: Any
     H: Any
+
+
+class BiasedPoint(NamedTuple):
+    """A point of a problem with a bias: W (K, d) and H (N, d) as in `Point`, and the bias b (K,)."""
+
+    W: Any
+    H: Any
+    b: Any
+
+
+AnyPoint = Point | BiasedPoint
+"""A point of a problem, or what has a part for each of its parts."""
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +74,7 @@ class Problem(Objective):
 
     labels: jax.Array
     tau: ArrayLike
-    decay: Point | None
+    decay: AnyPoint | None
     num_classes: int = dataclasses.field(metadata={"static": True})
     loss: Loss = dataclasses.field(metadata={"static": True})
     manifold: Manifold
@@ -71,8 +83,9 @@ class Problem(Objective):
     """Samples (of each shard) whose scores exist at one time; all of them if None."""
     shards: int = dataclasses.field(default=1, metadata={"static": True})
     """Equal runs of samples that go through their blocks side by side, one a device: `ufm_jax.sharding`."""
+    has_bias: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def random_point(self, key: jax.Array, dim: int, dtype: DTypeLike | None = None) -> Point:
+    def random_point(self, key: jax.Array, dim: int, dtype: DTypeLike | None = None) -> Any:
         """A random start: uniform on the spheres, or standard normal entries where there are none.
 
         Args:
@@ -81,7 +94,8 @@ class Problem(Objective):
             dtype: floating type; JAX's default if None.
 
         Returns:
-            `Point(W=(K, d), H=(N, d))`, W None for a contrastive problem.
+            `Point(W=(K, d), H=(N, d))`, W None for a contrastive problem; with a bias
+            `BiasedPoint(W=(K, d), H=(N, d), b=(K,))`.
 
         Raises:
             ValueError: d < 1.
@@ -95,9 +109,9 @@ class Problem(Objective):
             )
         dtype = jax.dtypes.canonicalize_dtype(dtype or float)
         W = jax.ShapeDtypeStruct((self.num_classes, dim), dtype) if self.has_classifier else None
-        return self.manifold.random_point(
-            key, Point(W, jax.ShapeDtypeStruct((len(self.labels), dim), dtype))
-        )
+        H = jax.ShapeDtypeStruct((len(self.labels), dim), dtype)
+        b = jax.ShapeDtypeStruct((self.num_classes,), dtype)
+        return self.manifold.random_point(key, BiasedPoint(W, H, b) if self.has_bias else Point(W, H))
 
     @property
     def is_normalized(self) -> bool:
@@ -105,9 +119,12 @@ class Problem(Objective):
         manifold = self.manifold.manifold if isinstance(self.manifold, Weighted) else self.manifold
         return self.has_classifier and isinstance(manifold, Oblique)
 
-    def check_point(self, point: Point) -> None:
+    def check_point(self, point: AnyPoint) -> None:
         """Raises ValueError where `point` does not fit the problem or, outside `jit`, its manifold."""
-        W, H = point
+        if isinstance(point, BiasedPoint) != self.has_bias:
+            kind = "BiasedPoint(W, H, b)" if self.has_bias else "Point(W, H), without a bias"
+            raise ValueError(f"a point of this problem is a {kind}, but this is a {type(point).__name__}.")
+        W, H = point.W, point.H
         if not all(hasattr(x, "dtype") for x in jax.tree.leaves(point)):
             raise ValueError(
                 "the point must hold arrays, Point(W=(K, d), H=(N, d)), but holds other things."
@@ -122,11 +139,17 @@ class Problem(Objective):
                 f"the point must be floating, with W {wanted} and H ({len(self.labels)}, d) of one dtype, "
                 f"but has W {found} and H {H.shape} {H.dtype}."
             )
+        if isinstance(point, BiasedPoint):
+            b = point.b
+            if b.shape != (self.num_classes,) or b.dtype != H.dtype:
+                wanted = f"({self.num_classes},) {H.dtype}"
+                raise ValueError(f"the bias of the point must be {wanted}, but is {b.shape} {b.dtype}.")
         super().check_point(point)
 
-    def scores(self, point: Point) -> jax.Array:
-        """`tau H W^T` (N, K); without a classifier `tau^2 H H^T` (N, N)."""
-        return self._scale(point) * matmul(point.H, self._against(point).T)
+    def scores(self, point: AnyPoint) -> jax.Array:
+        """`tau H W^T` (N, K), plus the bias if there is one; without a classifier `tau^2 H H^T` (N, N)."""
+        scores = self._scale(point) * matmul(point.H, self._against(point).T)
+        return scores + point.b if isinstance(point, BiasedPoint) else scores
 
     def rounding_size(self, evaluation: Evaluation) -> jax.Array:
         """The larger of the cost and the largest score that rows of these lengths can have, at least 1.
@@ -138,9 +161,11 @@ class Problem(Objective):
         if not self.is_normalized and self.has_classifier:
             longest = [jnp.sqrt(jnp.max(jnp.sum(x**2, -1))) for x in (point.H, self._against(point))]
             size = size * longest[0] * longest[1]
+        if isinstance(point, BiasedPoint):
+            size = size + jnp.max(jnp.abs(point.b))
         return jnp.maximum(jnp.maximum(size, jnp.abs(evaluation.value)), 1)
 
-    def cost(self, point: Point) -> jax.Array:
+    def cost(self, point: AnyPoint) -> jax.Array:
         """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
         if self.block_size is None:
             mean_loss = self._mean_loss(self.scores(point))
@@ -149,14 +174,14 @@ class Problem(Objective):
             mean_loss, _ = self._over_blocks(lambda part, x: (part.cost(x), None), zero, point)
         return mean_loss + self._decays(point)
 
-    def evaluate(self, point: Point) -> Evaluation:
+    def evaluate(self, point: AnyPoint) -> Evaluation:
         """The forward pass at `point`: one product."""
         if self.block_size is not None:
             return Evaluation(point, self.cost(point), None)
         mean_loss, G = jax.value_and_grad(self._mean_loss)(self.scores(point))
         return Evaluation(point, mean_loss + self._decays(point), G)
 
-    def euclidean_gradient(self, evaluation: Evaluation) -> Point:
+    def euclidean_gradient(self, evaluation: Evaluation) -> AnyPoint:
         """The gradient of `cost` in the ambient space, given the forward pass: two products.
 
         It is `tau G^T H` for W and `tau G W` for H (equation (15)). In blocks it makes three products.
@@ -165,23 +190,25 @@ class Problem(Objective):
         if G is not None:
             return self._pull_back(point, G)
 
-        def of_block(part: Problem, x: Point) -> Point:
+        def of_block(part: Problem, x: AnyPoint) -> AnyPoint:
             return part.euclidean_gradient(part.evaluate(x))
 
         return self._with_decays(self._vector_over_blocks(of_block, point), point)
 
-    def euclidean_hessian(self, evaluation: Evaluation) -> Callable[[Point], Point]:
+    def euclidean_hessian(self, evaluation: Evaluation) -> Callable[[AnyPoint], AnyPoint]:
         """The Hessian of `cost` in the ambient space, a linear map, given the forward pass: six products.
 
         In blocks it makes seven products.
         """
         return self._euclidean_hessian(evaluation.point, evaluation.cache)
 
-    def _euclidean_hessian(self, point: Point, G: jax.Array | None = None) -> Callable[[Point], Point]:
+    def _euclidean_hessian(
+        self, point: AnyPoint, G: jax.Array | None = None
+    ) -> Callable[[AnyPoint], AnyPoint]:
         """The Hessian of `cost` in the ambient space, a linear map; G of a forward pass, if made."""
         if self.block_size is not None:
 
-            def of_block(part: Problem, x: Point, tangent: Point) -> Point:
+            def of_block(part: Problem, x: AnyPoint, tangent: AnyPoint) -> AnyPoint:
                 return part._euclidean_hessian(x)(tangent)
 
             return lambda tangent: self._with_decays(
@@ -191,19 +218,27 @@ class Problem(Objective):
         slopes, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
         G = slopes if G is None else G
 
-        def apply(tangent: Point) -> Point:
+        def apply(tangent: AnyPoint) -> AnyPoint:
             _, scores_change = jax.jvp(self.scores, (point,), (tangent,))
             changes = (tangent, curvature(scores_change))
             return jax.jvp(self._pull_back, (point, G), changes)[1]
 
         return apply
 
-    def _vector_over_blocks(self, of_block: Callable[..., Point], *points: Point) -> Point:
-        """`_over_blocks` of a gradient or a Hessian applied: W's part is summed, H's has a row a sample."""
-        W, H = self._over_blocks(of_block, jnp.zeros_like(self._against(points[0])), *points)
-        return Point(W, H) if self.has_classifier else Point(None, W + H)
+    def _vector_over_blocks(self, of_block: Callable[..., AnyPoint], *points: AnyPoint) -> AnyPoint:
+        """`_over_blocks` of a gradient or a Hessian applied: H's part has a row a sample, others add up."""
 
-    def _over_blocks(self, of_block: Callable[..., tuple], zero: Tree, *points: Point) -> tuple[Tree, Tree]:
+        def sums_and_rows(part: Problem, *x: AnyPoint) -> tuple[Tree, Tree]:
+            found = of_block(part, *x)
+            return found._replace(H=None), found.H
+
+        start = points[0]._replace(W=self._against(points[0]), H=None)
+        sums, H = self._over_blocks(sums_and_rows, optax.tree.zeros_like(start), *points)
+        return sums._replace(H=H) if self.has_classifier else Point(None, sums.W + H)
+
+    def _over_blocks(
+        self, of_block: Callable[..., tuple], zero: Tree, *points: AnyPoint
+    ) -> tuple[Tree, Tree]:
         """What `of_block(part, *points of its samples)` says of a mean loss, for the mean over all samples.
 
         `part` is the problem of one block, without blocks and decays. The first of the two things returned
@@ -217,8 +252,8 @@ class Problem(Objective):
         def of_samples(samples):
             labels, *features = samples
             part = dataclasses.replace(self, labels=labels, decay=None, block_size=None, shards=1)
-            found = of_block(part, *(Point(x.W, H) for x, H in zip(points, features, strict=True)))
-            return jax.tree.map(lambda x: len(labels) / len(self.labels) * x, tuple(found))
+            found = of_block(part, *(x._replace(H=H) for x, H in zip(points, features, strict=True)))
+            return jax.tree.map(lambda x: len(labels) / len(self.labels) * x, found)
 
         samples = (self.labels, *(point.H for point in points))
         size = self.block_size or len(self.labels)
@@ -234,12 +269,15 @@ class Problem(Objective):
             has_classifier=True,
         )
 
-    def _pull_back(self, point: Point, G: jax.Array) -> Point:
-        """The gradient in W and H of `<G, scores>`, G held fixed, plus that of the decays."""
-        G = self._scale(point) * G
+    def _pull_back(self, point: AnyPoint, G: jax.Array) -> AnyPoint:
+        """The gradient in the point of `<G, scores>`, G held fixed, plus that of the decays."""
+        scaled = self._scale(point) * G
         if point.W is None:
-            return Point(None, matmul(G + G.T, point.H))
-        return self._with_decays(Point(self._sum_over_samples(G, point.H), matmul(G, point.W)), point)
+            return Point(None, matmul(scaled + scaled.T, point.H))
+        of_W, of_H = self._sum_over_samples(scaled, point.H), matmul(scaled, point.W)
+        is_biased = isinstance(point, BiasedPoint)
+        found = BiasedPoint(of_W, of_H, jnp.sum(G, 0)) if is_biased else Point(of_W, of_H)
+        return self._with_decays(found, point)
 
     def _sum_over_samples(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """`a.T @ b`; where devices share the samples, each sums its own, and then the sums meet."""
@@ -248,30 +286,30 @@ class Problem(Objective):
         a, b = (x.reshape(self.shards, -1, x.shape[1]) for x in (a, b))
         return jnp.sum(jax.vmap(transposed_matmul)(a, b), axis=0)
 
-    def _with_decays(self, gradient: Point, point: Point) -> Point:
+    def _with_decays(self, gradient: AnyPoint, point: AnyPoint) -> AnyPoint:
         """Adds the gradient of the decays at `point`."""
         if self.decay is None:
             return gradient
         return jax.tree.map(lambda g, rate, x: g + self._cast(rate, point) * x, gradient, self.decay, point)
 
-    def _against(self, point: Point) -> jax.Array:
+    def _against(self, point: AnyPoint) -> jax.Array:
         return point.H if point.W is None else point.W
 
-    def _scale(self, point: Point) -> jax.Array:
+    def _scale(self, point: AnyPoint) -> jax.Array:
         tau = self._cast(self.tau, point)
         return tau**2 if point.W is None else tau
 
     def _mean_loss(self, scores: jax.Array) -> jax.Array:
         return jnp.mean(self.loss(scores, self.labels))
 
-    def _decays(self, point: Point) -> ArrayLike:
+    def _decays(self, point: AnyPoint) -> ArrayLike:
         if self.decay is None:
             return 0
         squares = jax.tree.map(lambda rate, x: self._cast(rate, point) * jnp.sum(x**2), self.decay, point)
         return optax.tree.sum(squares) / 2
 
     @staticmethod
-    def _cast(scalar: ArrayLike, point: Point) -> jax.Array:
+    def _cast(scalar: ArrayLike, point: AnyPoint) -> jax.Array:
         # In the integers of a point that is not floating, a temperature of 0.5 would be 0.
         return jnp.asarray(scalar, point.H.dtype if jnp.issubdtype(point.H.dtype, jnp.floating) else float)
 
@@ -317,7 +355,7 @@ def normalized(
 
     Args:
         labels: classes in 0..K-1, integers (N,); they need not be balanced, though the theory is for
-            balanced ones.
+            balanced ones. Or targets (N, K) for a loss that takes them.
         num_classes: K, at least 2.
         loss: per-sample loss of logits (N, K) and labels (N,), for example of `ufm_jax.losses`.
         tau: temperature, positive; a scalar, which may be traced.
@@ -366,20 +404,25 @@ def regularized(
     weight_decay: ArrayLike = 1e-4,
     feature_decay: ArrayLike = 1e-4,
     *,
+    bias_decay: ArrayLike | None = None,
     block_size: int | None = None,
 ) -> Problem:
     """The regularized UFM: free W and H, `mean loss(H W^T) + weight_decay/2 |W|^2 + feature_decay/2 |H|^2`.
 
+    With a `bias_decay` the logits are `H W^T + b`, the points are `BiasedPoint(W, H, b)`, and the decay of
+    b joins the others.
+
     Args:
-        labels: classes in 0..K-1, integers (N,).
+        labels: classes in 0..K-1, integers (N,); or targets (N, K) for a loss that takes them.
         num_classes: K, at least 2.
         loss: per-sample loss of logits (N, K) and labels (N,).
         weight_decay: lambda_W, at least 0.
         feature_decay: lambda_H, at least 0.
+        bias_decay: lambda_b, at least 0: a free bias if 0, and no bias if None.
         block_size: samples whose logits exist at one time, at least 1; all of them if None.
 
     Returns:
-        The problem, on Euclidean space, without bias.
+        The problem, on Euclidean space.
 
     Raises:
         ValueError: K < 2, a label out of range, a decay that is negative (checked outside `jit`) or no
@@ -390,15 +433,22 @@ def regularized(
         >>> origin = ufm.Point(W=jnp.zeros((3, 4)), H=jnp.zeros((6, 4)))
         >>> print(f"{problem.cost(origin):.4f} = log 3")
         1.0986 = log 3
+        >>> problem = ufm.regularized(ufm.balanced_labels(3, 2), num_classes=3, bias_decay=0.0)
+        >>> problem.random_point(jax.random.key(0), dim=4).b.shape
+        (3,)
 
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse with Unconstrained Features*,
     NeurIPS 2021.
     """
-    for name, rate in [("weight_decay", weight_decay), ("feature_decay", feature_decay)]:
+    rates = {"weight_decay": weight_decay, "feature_decay": feature_decay}
+    if bias_decay is not None:
+        rates["bias_decay"] = bias_decay
+    for name, rate in rates.items():
         _checks.scalar(name, rate)
         _checks.at_least(name, rate, 0)
-    decay = Point(weight_decay, feature_decay)
-    return _problem(labels, num_classes, loss, Euclidean(), decay=decay, block_size=block_size)
+    decay = Point(*rates.values()) if bias_decay is None else BiasedPoint(*rates.values())
+    problem = _problem(labels, num_classes, loss, Euclidean(), decay=decay, block_size=block_size)
+    return dataclasses.replace(problem, has_bias=bias_decay is not None)
 
 
 def contrastive(
@@ -445,12 +495,12 @@ def _problem(
     manifold: Manifold,
     *,
     tau: ArrayLike = 1.0,
-    decay: Point | None = None,
+    decay: AnyPoint | None = None,
     has_classifier: bool = True,
     block_size: int | None = None,
 ) -> Problem:
     _checks.at_least("num_classes", num_classes, 2)
-    labels = _checks.class_labels(labels, num_classes)
+    labels = _checks.labels_or_targets(labels, num_classes)
     _checks.scalar("tau", tau)
     if block_size is not None:
         _checks.at_least("block_size", block_size, 1)
@@ -488,5 +538,7 @@ def _check_loss(loss: Loss, labels: jax.Array, num_classes: int) -> None:
     """Raises ValueError where `loss` does not make one number a sample; nothing is computed."""
     logits = jax.ShapeDtypeStruct((len(labels), num_classes), jnp.float32)
     shape = jax.eval_shape(loss, logits, labels).shape
-    if shape != labels.shape:
-        raise ValueError(f"loss must give one number a sample, shape {labels.shape}, but gives {shape}.")
+    if shape != labels.shape[:1]:
+        raise ValueError(
+            f"loss must give one number a sample, shape {labels.shape[:1]}, but gives {shape}."
+        )

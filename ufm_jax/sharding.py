@@ -14,24 +14,25 @@ docs/large.md.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from ufm_jax.problems import Point, Problem
+from ufm_jax.problems import AnyPoint, BiasedPoint, Point, Problem
 
 
-def placement(problem: Problem, mesh: Mesh) -> Point:
-    """Where the parts of a point lie: W on every device, H split by its rows over all axes of the mesh.
+def placement(problem: Problem, mesh: Mesh) -> AnyPoint:
+    """Where the parts of a point lie: W and b on every device, H split by its rows over all axes.
 
     Args:
         problem: whose point.
         mesh: the devices, in any number of axes.
 
     Returns:
-        `Point` of a `NamedSharding` each, W None for a contrastive problem: what `jax.device_put` and the
-        `out_shardings` of `jax.jit` take.
+        `Point` of a `NamedSharding` each, W None for a contrastive problem, a `BiasedPoint` with a bias:
+        what `jax.device_put` and the `out_shardings` of `jax.jit` take.
 
     Raises:
         ValueError: the samples do not divide by the number of devices.
@@ -39,6 +40,8 @@ def placement(problem: Problem, mesh: Mesh) -> Point:
     _check_divides(problem, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_samples = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    if problem.has_bias:
+        return BiasedPoint(replicated, by_samples, replicated)
     return Point(replicated if problem.has_classifier else None, by_samples)
 
 
@@ -55,20 +58,20 @@ def shard_problem(problem: Problem, mesh: Mesh) -> Problem:
     Raises:
         ValueError: the samples do not divide by the number of devices.
     """
-    W, H = placement(dataclasses.replace(problem, has_classifier=True), mesh)
+    where = placement(dataclasses.replace(problem, has_classifier=True), mesh)
     return dataclasses.replace(
         problem,
-        labels=jax.device_put(problem.labels, H),
-        tau=jax.device_put(problem.tau, W),
-        decay=jax.device_put(problem.decay, W),
-        manifold=jax.device_put(problem.manifold, W),
+        labels=jax.device_put(problem.labels, where.H),
+        tau=jax.device_put(problem.tau, where.W),
+        decay=jax.device_put(problem.decay, where.W),
+        manifold=jax.device_put(problem.manifold, where.W),
         shards=mesh.size,
     )
 
 
 def random_point(
     problem: Problem, mesh: Mesh, key: jax.Array, dim: int, dtype: DTypeLike | None = None
-) -> Point:
+) -> Any:
     """`problem.random_point(key, dim, dtype)`, every device drawing its own samples: none ever holds all.
 
     Args:

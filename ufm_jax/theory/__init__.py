@@ -6,6 +6,7 @@ docs/focal.md; their functions of tau accept arrays and broadcast. The rates are
 Minima of the regularized models are those of the field.
 """
 
+from ufm_jax.theory.imbalanced import seli
 from ufm_jax.theory.minima import (
     FOCAL_CLASSES,
     cross_entropy_minimum,
@@ -34,6 +35,7 @@ from ufm_jax.theory.rates import (
     regularized_collapse_spectrum,
 )
 from ufm_jax.theory.regularized import (
+    deep_linear_minimizer,
     deep_linear_minimum,
     layer_peeled_minimum,
     minority_collapse_threshold,
@@ -58,6 +60,7 @@ __all__ = [
     "collapse_spectrum",
     "contrastive_collapse_spectrum",
     "cross_entropy_minimum",
+    "deep_linear_minimizer",
     "deep_linear_minimum",
     "focal_at_collapse",
     "focal_is_optimal_at_collapse",
@@ -79,6 +82,7 @@ __all__ = [
     "regularized_minimizer",
     "regularized_squared_error_minimizer",
     "regularized_squared_error_minimum",
+    "seli",
     "simplex_etf",
     "strict_saddle_threshold",
     "supervised_contrastive_minimum",

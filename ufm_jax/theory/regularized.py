@@ -11,10 +11,12 @@ Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022, and Dang et al
 Linear Networks*, ICML 2023 (squared error, depth).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
 from ufm_jax.theory.minima import simplex_etf
@@ -238,7 +240,8 @@ def regularized_squared_error_minimizer(
         >>> print(jnp.sum(W**2, axis=1).round(3))
         [2. 0.]
 
-    Reference: Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced Learning*, ICML 2024.
+    Reference: Dang et al., *Neural Collapse in Deep Linear Networks: From Balanced to Imbalanced Data*,
+    ICML 2023.
     """
     _checks.at_least("dim", dim, 1)
     values, (left, right, means) = _singular_values(targets, bias)
@@ -252,7 +255,9 @@ def regularized_squared_error_minimizer(
     return W, H, means
 
 
-def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = False) -> jax.Array:
+def deep_linear_minimum(
+    targets: ArrayLike, decays: ArrayLike | Sequence[ArrayLike], bias: bool = False
+) -> jax.Array:
     """Global minimum of a deep linear model under squared error, `|H W_1 ... - Y|^2 / (2N) + decays/2`.
 
     The logits are the product of L factors, the features first, each with a decay of its own and of inner
@@ -278,15 +283,76 @@ def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = Fals
 
     Reference: Dang et al., *Neural Collapse in Deep Linear Networks*, ICML 2023.
     """
-    values, _ = _singular_values(targets, bias)
-    decays, count = jnp.asarray(decays, values.dtype), len(jnp.asarray(targets))
-    if decays.ndim != 1 or len(decays) < 2:
+    values, (left, *_) = _singular_values(targets, bias)
+    rates, count = _layer_decays(decays, values.dtype), len(left)
+    root, is_fitted = _deep_fit(values, rates, count)
+    fitted = (values - root ** len(rates)) ** 2 / (2 * count)
+    fitted = fitted + len(rates) / 2 * _geometric_mean(rates) * root**2
+    return jnp.sum(jnp.where(is_fitted, fitted, values**2 / (2 * count)))
+
+
+def deep_linear_minimizer(
+    targets: ArrayLike, width: int, decays: ArrayLike | Sequence[ArrayLike], bias: bool = False
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """A minimizer of the deep linear model under squared error, all layers of one width.
+
+    Along each singular value of the targets, factor l has the singular value `sqrt(rate/l_l) x^(1/L)`,
+    rate the geometric mean of the decays l_l and x the singular value of the logits: each factor pays the
+    same decay.
+
+    Args:
+        targets: Y, (N, K).
+        width: inner dimension of all factors, at least the number of singular values, min(N, K).
+        decays: positive, (L,), one for each factor, that of the features first, L at least 2.
+        bias: whether a free bias, without decay, is added to the logits.
+
+    Returns:
+        The weights, (width, width) and the last (K, width), the first layer first, as
+        `ufm_jax.deep.DeepPoint` has them; H (N, width); and b (K,), which is zero without a bias.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> labels = ufm.balanced_labels(3, 4)
+        >>> weights, H, _ = ufm.theory.deep_linear_minimizer(jnp.eye(3)[labels], 5, [1e-3, 1e-3, 1e-3])
+        >>> problem = ufm.deep.problem(labels, 3, [1e-3, 1e-3], 1e-3)
+        >>> print(f"{problem.cost(ufm.deep.DeepPoint(tuple(weights), H)):.4f}")
+        0.0071
+
+    Reference: Dang et al., *Neural Collapse in Deep Linear Networks*, ICML 2023.
+    """
+    values, (left, right, means) = _singular_values(targets, bias)
+    if width < len(values):
         raise ValueError(
-            f"decays must be a vector of one for each of at least 2 factors, but has shape {decays.shape}."
+            f"width must be at least the number of singular values, {len(values)}, but is {width}."
         )
-    _checks.positive("decays", decays)
-    depth = len(decays)
-    rate = jnp.exp(jnp.mean(jnp.log(decays)))
+    rates = _layer_decays(decays, values.dtype)
+    root, is_fitted = _deep_fit(values, rates, len(left))
+    lengths = jnp.sqrt(_geometric_mean(rates) / rates)[:, None] * jnp.where(is_fitted, root, 0)
+    lengths = jnp.pad(lengths, ((0, 0), (0, width - len(values))))
+    room = ((0, 0), (0, width - len(values)))
+    weights = [jnp.diag(row) for row in lengths[1:-1]]
+    return [*weights, jnp.pad(right, room) * lengths[-1]], jnp.pad(left, room) * lengths[0], means
+
+
+def _layer_decays(decays: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike) -> jax.Array:
+    rates = jnp.asarray(decays, dtype)
+    if rates.ndim != 1 or len(rates) < 2:
+        raise ValueError(
+            f"decays must be a vector of one for each of at least 2 factors, but has shape {rates.shape}."
+        )
+    _checks.positive("decays", rates)
+    return rates
+
+
+def _geometric_mean(decays: jax.Array) -> jax.Array:
+    return jnp.exp(jnp.mean(jnp.log(decays)))
+
+
+def _deep_fit(values: jax.Array, decays: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Of each singular value the L-th root of that of the logits, if fitted, and whether that is better."""
+    depth, rate = len(decays), _geometric_mean(decays)
     # With x = u^L the slope vanishes at u = 0 and where u^(L-2) (s - u^L) = N rate. The larger root of
     # that, right of the top of the left side, is the only other minimum.
     top = (values * (depth - 2) / (2 * depth - 2)) ** (1 / depth)
@@ -299,7 +365,7 @@ def deep_linear_minimum(targets: ArrayLike, decays: ArrayLike, bias: bool = Fals
 
     root, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (top, values ** (1 / depth)))
     at_root = (values - root**depth) ** 2 / (2 * count) + depth / 2 * rate * root**2
-    return jnp.sum(jnp.minimum(at_root, values**2 / (2 * count)))
+    return root, at_root < values**2 / (2 * count)
 
 
 def nonnegative_cross_entropy_minimum(
