@@ -152,7 +152,7 @@ def plot(words: str, config: Config, data: Data) -> Figure:
     figure = Figure(figsize=(7.5, 3.2))
     left, right = figure.subplots(1, 2)
     for name, color in [("normalized", "C0"), ("regularized", "C1")]:
-        style = {"average": config.average, "color": color, "label": name}
+        style: Any = {"average": config.average, "color": color, "label": name}
         nc1 = np.maximum(data[f"nc1_{name}"], plotting.NC1_FLOOR)
         plotting.draw_trials(left, data["step"], data[f"accuracy_{name}"], **style)
         plotting.draw_trials(right, data["step"], nc1, **style)
