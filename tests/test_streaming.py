@@ -77,7 +77,7 @@ def test_streamed_nc1_equals_scipy_in_any_order(kind, dim):
     np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [7, 30, 64])
+@pytest.mark.parametrize("batch_size", [7, 30])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_blocks_of_kept_features_give_the_metrics_of_the_library(batch_size, dtype, key):
     labels = ufm.balanced_labels(5, 6)
