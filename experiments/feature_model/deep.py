@@ -30,11 +30,11 @@ class Config(UfmConfig):
     """Samples of each class, n."""
     width: int = 16
     """Width of all layers, at least K."""
-    decay: tuple[float, ...] = (5e-4, 2e-3)
+    decay: tuple[float, ...] = (1e-3,)
     """Decays of every factor."""
     trials: int = 4
     """Random starts of each setting."""
-    steps: int = 3000
+    steps: int = 2000
     """Most iterations of a trial."""
     tolerance: float = 1e-8
     """Norm of the gradient at which a trial ends."""

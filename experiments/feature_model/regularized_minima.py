@@ -30,7 +30,7 @@ class Config(UfmConfig):
     """Samples of each class, or their mean where sizes differ, n, one for each of num_classes."""
     extra_dim: int = 1
     """Dimensions of features and classifiers beyond K, d - K."""
-    decay: tuple[float, ...] = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.06, 0.1, 0.2)
+    decay: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 3e-2, 0.06, 0.2)
     """Weight decays."""
     decay_ratio: tuple[float, ...] = (1.0, 0.1)
     """Feature decays, divided by the weight decay."""
