@@ -182,7 +182,7 @@ def layer_inputs(model: Any, layer: Any, batches: Iterable[tuple[Any, Any]]) -> 
         batches: pairs of inputs and labels, such as a `DataLoader`.
 
     Returns:
-        An iterator over pairs: features, as the layer gets them, and labels; the hook is taken away at the end.
+        An iterator over features, as the layer gets them, with labels; at its end the hook is taken away.
 
     Raises:
         ValueError: the layer did not run exactly once.
