@@ -119,7 +119,7 @@ class DeepProblem(Objective):
         return found
 
     def scores(self, point: DeepPoint) -> jax.Array:
-        """The logits, (N, K)."""
+        """The logits at `point`, (N, K)."""
         return matmul(self.features(point)[-1], point.weights[-1].T)
 
     def cost(self, point: DeepPoint) -> jax.Array:

@@ -246,7 +246,8 @@ def measure(
     if bias is not None:
         if W is None:
             raise ValueError("bias needs W, the classifier that it belongs to.")
-        bias = _finite("bias", _checks.array("bias", bias))
+        classes.bias_of(bias, len(W))
+        bias = _finite("bias", bias)
     if outside is not None:
         outside = _finite("outside", _checks.matrix("outside", outside, columns=features.shape[1]))
     if num_classes is None and W is not None:
