@@ -206,8 +206,8 @@ def nc4(
             range (checked outside `jit`), or an option is none of these.
 
     >>> features = [[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]
-    >>> print(ufm.metrics.nc4(np.eye(2), features, [0, 0, 1, 1], bias=[0.0, 1.5]))
-    0.75
+    >>> print(f"{ufm.metrics.nc4(np.eye(2), features, [0, 0, 1, 1], bias=[0.0, 1.5]):.3f}")
+    0.750
     """
     W = classifier(W)
     data = whole(features, labels, len(W), W.shape[1], "samples", absent)
@@ -294,8 +294,8 @@ def directional_cdnv(
             option is none of these.
 
     >>> features = [[1.0, 1.0], [1.0, -1.0], [-1.0, 0.0], [-1.0, 0.0]]
-    >>> print(ufm.metrics.directional_cdnv(features, [0, 0, 1, 1], 2))
-    0.0
+    >>> print(f"{ufm.metrics.directional_cdnv(features, [0, 0, 1, 1], 2):.3f}")
+    0.000
 
     Reference: Galanti, arXiv 2603.03530, 2026.
     """

@@ -126,8 +126,8 @@ def unc3(
         ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
             range (checked outside `jit`), or an option is none of these.
 
-    >>> print(ufm.metrics.unc3([[3.0, -1.0], [-1.0, 1.0]], np.eye(2), [0, 1]))
-    0.25
+    >>> print(f"{ufm.metrics.unc3([[3.0, -1.0], [-1.0, 1.0]], np.eye(2), [0, 1]):.3f}")
+    0.250
 
     Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024, UNC3.
     """
@@ -162,8 +162,8 @@ def bias_duality(
         ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
             range (checked outside `jit`), or an option is none of these.
 
-    >>> print(ufm.metrics.bias_duality(np.eye(2), np.eye(2), [0, 1], [-0.5, -0.5]))
-    0.0
+    >>> print(f"{ufm.metrics.bias_duality(np.eye(2), np.eye(2), [0, 1], [-0.5, -0.5]):.3f}")
+    0.000
 
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse*, NeurIPS 2021.
     """

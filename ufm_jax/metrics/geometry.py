@@ -77,8 +77,8 @@ def equinorm(vectors: ArrayLike, *, unbiased: bool = False) -> jax.Array:
     Raises:
         ValueError: the vectors are not a matrix of at least two rows.
 
-    >>> print(ufm.metrics.equinorm([[3.0, 0.0], [0.0, 1.0]]))
-    0.5
+    >>> print(f"{ufm.metrics.equinorm([[3.0, 0.0], [0.0, 1.0]]):.3f}")
+    0.500
 
     Reference: Papyan, Han, Donoho 2020, figure 2.
     """
@@ -101,7 +101,7 @@ def equiangularity(vectors: ArrayLike) -> jax.Array:
     Raises:
         ValueError: the vectors are not a matrix of at least two rows.
 
-    >>> print(ufm.metrics.equiangularity([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, -3.0]]).round(4))
+    >>> print(f"{ufm.metrics.equiangularity([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, -3.0]]):.4f}")
     0.4714
 
     Reference: Papyan, Han, Donoho 2020, figure 3.
@@ -122,8 +122,8 @@ def maximal_angle(vectors: ArrayLike) -> jax.Array:
     Raises:
         ValueError: the vectors are not a matrix of at least two rows.
 
-    >>> print(ufm.metrics.maximal_angle(np.eye(3)))
-    0.5
+    >>> print(f"{ufm.metrics.maximal_angle(np.eye(3)):.3f}")
+    0.500
 
     Reference: Papyan, Han, Donoho 2020, figure 4.
     """
@@ -188,8 +188,8 @@ def nc0(W: ArrayLike) -> jax.Array:
     Raises:
         ValueError: W is not a matrix of at least two rows.
 
-    >>> print(ufm.metrics.nc0(np.eye(3)))
-    1.0
+    >>> print(f"{ufm.metrics.nc0(np.eye(3)):.3f}")
+    1.000
 
     Reference: arXiv 2602.16642, 2026.
     """
