@@ -33,7 +33,7 @@ def seli(class_sizes: ArrayLike, dim: int) -> tuple[jax.Array, jax.Array]:
          [-0.33  0.67 -0.33]
          [-0.33 -0.33  0.67]]
         >>> print(jnp.linalg.norm(W, axis=1).round(2), jnp.linalg.norm(features, axis=1).round(2))
-        [1.35 1.35 0.9 ] [0.64 0.64 0.85]
+        [1.38 1.38 1.15] [0.49 0.49 0.58]
 
     Reference: Thrampoulidis, Kini, Vakilian, Behnia, *Imbalance Trouble: Revisiting Neural-Collapse
     Geometry*, NeurIPS 2022.
