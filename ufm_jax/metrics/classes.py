@@ -68,7 +68,7 @@ class Centres(NamedTuple):
     def global_mean(self) -> jax.Array:
         """The mean of all samples, (d,)."""
         from_first = self.first - self.first[0] + self.shifts
-        return self.first[0] + self.counts @ from_first / jnp.sum(self.counts)
+        return self.first[0] + matmul(self.counts, from_first) / jnp.sum(self.counts)
 
     @property
     def frequencies(self) -> jax.Array:

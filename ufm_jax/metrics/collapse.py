@@ -387,7 +387,7 @@ def distance_to_simplex(A: jax.Array, B: jax.Array) -> jax.Array:
         # What remains where the columns of A and B are orthogonal is rounding.
         rounding = dim * jnp.finfo(A.dtype).eps * jnp.sum(A**2) * jnp.sum(B**2)
         norm = jnp.sqrt(jnp.where(squares > rounding, squares, 1))
-        on_simplex = (jnp.sum(A * B) - jnp.sum(A, 0) @ jnp.sum(B, 0) / k) / np.sqrt(k - 1)
+        on_simplex = (jnp.sum(A * B) - jnp.sum(jnp.sum(A, 0) * jnp.sum(B, 0)) / k) / np.sqrt(k - 1)
         cosine = jnp.where(squares > rounding, on_simplex / norm, 0)
         return jnp.sqrt(jnp.where(squares > rounding, 2, 1) - 2 * cosine)
     gram = matmul(A, B.T)
