@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import re
 import shlex
 import shutil
 import typing
@@ -172,6 +173,22 @@ def test_an_empty_folder_makes_a_page_and_none_an_error(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"error: there is no folder '{tmp_path / 'none'}'; `make fig9` makes one.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--result", "x"], r"has no field --result: did you mean --results\?"),
+        (["x"], "unexpected 'x': fields are given as --field value"),
+        (["--results"], "--results needs a value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "record"])
+def test_bad_arguments_of_both_pages_are_one_sentence(command, arguments, sentence, capsys):
+    assert cli.main([command, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"error: .*{sentence}.*\n", err)
 
 
 def other(value, kind):

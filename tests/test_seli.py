@@ -87,6 +87,8 @@ def test_minima_of_falling_decays_come_nearer():
     [
         (lambda: ufm.theory.seli([3], 4), "class_sizes must be a vector"),
         (lambda: ufm.theory.seli([3, 0], 4), "class_sizes must be positive"),
+        (lambda: ufm.theory.seli([3, 1.5], 4), "class_sizes must be whole numbers"),
+        (lambda: ufm.theory.seli(["a", "b"], 4), "class_sizes must be an array of real numbers"),
         (lambda: ufm.theory.seli([3, 1, 1], 1), "dim must be"),
     ],
 )

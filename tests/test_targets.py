@@ -69,6 +69,7 @@ def test_the_gap_of_soft_targets_closes_at_their_minimum():
     ("call", "words"),
     [
         (lambda: ufm.normalized(random_targets(), 5), r"5 columns, but have shape \(8, 4\)"),
+        (lambda: ufm.regularized(np.full((8, 4), np.nan), 4), "targets must be finite"),
         (lambda: ufm.losses.cross_entropy(np.zeros((8, 4)), 2 * random_targets()), "rows of probabilities"),
         (lambda: ufm.normalized(random_targets(), 4, ufm.losses.focal), "labels must be integers of shape"),
         (lambda: ufm.contrastive(random_targets(), 4), "labels must be a non-empty vector of integers"),

@@ -21,8 +21,8 @@ def is_concrete(*values: Any) -> bool:
     return all(map(can_be_read, jax.tree.leaves(values)))
 
 
-def _floats(value: Any) -> np.ndarray:
-    return np.asarray(value, float)
+def _floats(name: str, value: Any) -> np.ndarray:
+    return np.asarray(array(name, value), float)
 
 
 def array(name: str, value: Any) -> np.ndarray | jax.Array:
@@ -79,12 +79,12 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 
 def positive(name: str, value: Any) -> None:
-    if is_concrete(value) and not np.all((_floats(value) > 0) & np.isfinite(_floats(value))):
+    if is_concrete(value) and not np.all((_floats(name, value) > 0) & np.isfinite(_floats(name, value))):
         raise ValueError(f"{name} must be positive and finite, but is {value}.")
 
 
 def at_least(name: str, value: Any, low: float) -> None:
-    if is_concrete(value) and not np.all((_floats(value) >= low) & np.isfinite(_floats(value))):
+    if is_concrete(value) and not np.all((_floats(name, value) >= low) & np.isfinite(_floats(name, value))):
         raise ValueError(f"{name} must be finite and at least {low}, but is {value}.")
 
 
@@ -147,6 +147,8 @@ def labels_or_targets(labels: Any, num_classes: int) -> jax.Array:
         raise ValueError(
             f"targets must have a row a sample and {num_classes} columns, but have shape {found.shape}."
         )
+    if is_concrete(found) and not np.all(np.isfinite(_floats("targets", found))):
+        raise ValueError("targets must be finite, but some are not.")
     return jnp.asarray(found)
 
 

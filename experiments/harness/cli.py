@@ -8,7 +8,6 @@ finished changes the results.
 import contextlib
 import dataclasses
 import difflib
-import io
 import itertools
 import os
 import re
@@ -20,12 +19,11 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
 import matplotlib as mpl
 import tqdm
-import tyro
 
 from experiments.harness import (
     chunks,
@@ -38,6 +36,7 @@ from experiments.harness import (
     store,
     writing,
 )
+from experiments.harness.arguments import parse
 from experiments.harness.experiment import (
     Claim,
     Config,
@@ -228,23 +227,14 @@ def claims_table(claims: list[Claim]) -> str:
 
 
 def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
-    """The config that the command line asks for; raises ValueError with tyro's complaint on one line."""
-    complaint, title = io.StringIO(), experiment.title
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(
-                experiment.config,
-                default=experiment.config.at_scale(_scale(arguments)),
-                prog=f"python -m experiments {experiment.name}",
-                description=f"{title[:1].upper()}{title[1:]} ({experiment.duration}).",
-                args=list(arguments),
-                use_underscores=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as exit_request:
-        if exit_request.code == 0:
-            raise
-        raise ValueError(_in_plain_words(complaint.getvalue(), experiment)) from None
+    """The config that the command line asks for; raises ValueError with one sentence on what is wrong."""
+    title = experiment.title
+    config = parse(
+        experiment.config.at_scale(_scale(arguments)),
+        arguments,
+        name=experiment.name,
+        description=f"{title[:1].upper()}{title[1:]} ({experiment.duration}).",
+    )
     return dataclasses.replace(config, out=expanded(config.out))
 
 
@@ -252,37 +242,6 @@ def _scale(arguments: Sequence[str]) -> str:
     """The value of --scale, which decides the defaults of the other fields; empty if there is none."""
     following = re.search(r"--scale[= ](\S+)", " ".join(arguments))
     return following[1] if following else ""
-
-
-def _in_plain_words(box: str, experiment: Experiment) -> str:
-    """The message of the box in which tyro reports an error, as one sentence on the fields."""
-    # A title, then paragraphs between rules; drawn with other characters where UTF-8 is not spoken.
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
-    paragraphs = re.split(r"\n?[─-]{8,}\n?", "\n".join(lines))
-    message, *rest = [" ".join(text.split()) for text in paragraphs if text.strip()]
-
-    if unknown := re.match(r"Unrecognized options: ([^,\s]+)", message):
-        name = re.split(r"[=,]", unknown[1].lstrip("-"))[0]
-        near = re.findall(r"Perhaps you meant: --(\S+)", " ".join(rest))
-        near += difflib.get_close_matches(name.lower(), get_type_hints(experiment.config), n=1)
-        hint = f"did you mean --{near[0]}?" if near else "--help lists the fields."
-        if unknown[1].startswith("-"):
-            return f"{experiment.name} has no field {unknown[1].split('=')[0]}: {hint}"
-        rule = "fields are given as --field value, several values with spaces between"
-        return f"unexpected '{unknown[1]}': {rule}{'; ' + hint if near else '.'}"
-    if missing := re.match(r"Missing value for argument '(--\S+)'", message):
-        return f"{missing[1]} needs a value."
-    if choice := re.match(r"invalid choice (.*) for argument '(--\S+)'. Expected one of \((.*)\)", message):
-        allowed = re.findall(r"'(.*?)'", choice[3])
-        return (
-            f"{choice[2]} must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}, but is {choice[1]}."
-        )
-    if value := re.match(r"Error parsing --(\w+): .*?((?:'[^']*'(?:, )?)+)", message):
-        kind = str(get_type_hints(experiment.config).get(value[1]))
-        what = "integer" if "int" in kind else "number" if "float" in kind else "value"
-        what = f"{what}s with spaces between" if "tuple" in kind else f"one {what}"
-        return f"--{value[1]} takes {what}, but got {value[2]}."
-    return message
 
 
 def _set_up_jax(dtype: str) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jinja2
 import PIL.Image
-import tyro
 
 from experiments.harness import reading, store, writing
+from experiments.harness.arguments import parse
 from experiments.harness.experiment import expanded
 from experiments.harness.reading import Run
 
@@ -151,10 +151,8 @@ def _escape(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Makes the record that `arguments` ask for, prints the document's path, and returns the exit code."""
-    options = tyro.cli(
-        Options, args=list(arguments), prog="python -m experiments record", use_underscores=True
-    )
     try:
+        options = parse(Options(), arguments, name="record")
         results, docs = expanded(options.results), expanded(options.docs)
         if not (docs / "record" / "remarks.toml").is_file():
             raise ValueError(f"there is no '{docs}/record/remarks.toml'")

@@ -14,9 +14,9 @@ import jinja2
 import markdown_it
 import markupsafe
 import PIL.Image
-import tyro
 
 from experiments.harness import reading, writing
+from experiments.harness.arguments import parse
 from experiments.harness.experiment import expanded
 from experiments.harness.reading import Run
 
@@ -90,10 +90,8 @@ def _html(markdown: str) -> markupsafe.Markup:
 
 def main(arguments: Sequence[str]) -> int:
     """Makes the page that `arguments` ask for, prints its path, and returns the exit code."""
-    options = tyro.cli(
-        Options, args=list(arguments), prog="python -m experiments report", use_underscores=True
-    )
     try:
+        options = parse(Options(), arguments, name="report")
         results = expanded(options.results)
         if not results.is_dir():
             raise ValueError(f"there is no folder '{results}'; `make fig9` makes one.")

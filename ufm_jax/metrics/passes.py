@@ -300,7 +300,11 @@ def found_of(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """What `metrics` and `per_class` return, in one program; `outside` is the mean (d,)."""
     per_class = _per_class(second)
-    found = {**_of_features(second, per_class), **_of_classifier(second), **_of_decisions(second)}
+    found = {
+        **_of_features(second, per_class),
+        **_of_classifier(second, per_class),
+        **_of_decisions(second),
+    }
     if outside is not None:
         found["nc5"] = duality.cosines_with(second.centres.means, outside)
     dtype = second.centres.centred.dtype
@@ -356,7 +360,7 @@ def _geometry(vectors: jax.Array, found: pairs.Angles, of: str) -> dict[str, jax
     }
 
 
-def _of_classifier(second: SecondPass) -> dict[str, jax.Array]:
+def _of_classifier(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[str, jax.Array]:
     if second.W is None:
         return {}
     centres, rows = second.centres, second.rows
@@ -368,7 +372,7 @@ def _of_classifier(second: SecondPass) -> dict[str, jax.Array]:
         "nc3": collapse.distance_to_simplex(scaled(rows), centres.centred),
         "self_duality": duality.square_of_difference(rows, centres.centred),
         "unc3": jnp.var(similarities),
-        "gnc3": jnp.mean(misalignments(rows, centres.means)),
+        "gnc3": jnp.mean(per_class["gnc3"]),
         "bias_duality": jnp.linalg.norm(matmul(rows, centres.global_mean) + bias),
         **_geometry(rows, pairs.angles(rows), "W"),
     }

@@ -42,6 +42,8 @@ def seli(class_sizes: ArrayLike, dim: int) -> tuple[jax.Array, jax.Array]:
     sizes = jnp.asarray(class_sizes, float)
     if sizes.ndim != 1 or len(sizes) < 2:
         raise ValueError(f"class_sizes must be a vector of at least two, but has shape {sizes.shape}.")
+    if _checks.is_concrete(sizes) and jnp.any(sizes != jnp.round(sizes)):
+        raise ValueError(f"class_sizes must be whole numbers, but are {class_sizes}.")
     k = len(sizes)
     _checks.at_least("dim", dim, k - 1)
     # Rows of Z are equal within a class: once each, of weight sqrt(n_k), they have its singular values.
