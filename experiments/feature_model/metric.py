@@ -17,7 +17,6 @@ from experiments.harness.experiment import (
     Claim,
     Data,
     Progress,
-    UfmConfig,
     check_ufm,
     first_step,
     part,
@@ -39,18 +38,10 @@ _COLORS = ("C1", "black")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(UfmConfig):
+class Config(two_models.Setting):
     """The setting of Figures 5, 7 and 8, with the metric and the decays swept."""
 
-    num_classes: int = 100
-    """Classes, K."""
-    samples_per_class: int = 30
-    """Samples of each class, n."""
-    dim: int = 128
-    """Dimension of features and classifiers, d."""
-    tau: float = 1.0
-    """Temperature of the normalized UFM."""
-    decay: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+    decay: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # type: ignore[assignment]
     """Decays of the regularized UFM, falling."""
     feature_decay: float = 1e-5
     """Feature decay where the decays are unequal."""

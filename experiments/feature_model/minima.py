@@ -6,7 +6,7 @@ over the temperature at one number of classes.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -68,10 +68,9 @@ class Setting(NamedTuple):
     threshold: Callable[[Any, int], float] | None = None
 
 
-def parts(setting: Setting) -> tuple[Callable, Callable, Callable, Callable]:
+def parts(setting: Setting) -> Iterator[Callable]:
     """`check`, `run`, `claims` and `plot` of the experiment that compares minima with a closed form."""
-    check_, run_, claims_, plot_ = (functools.partial(part, setting) for part in (check, run, claims, plot))
-    return check_, run_, claims_, plot_
+    return (functools.partial(function, setting) for function in (check, run, claims, plot))
 
 
 def check(setting: Setting, config: Config) -> None:
