@@ -185,6 +185,7 @@ def plot(config: Config, data: Data) -> Figure:
         xlabel="factors", ylabel="value / minimum of the linear model", title="found from random starts"
     )
     right.set(yscale="log", xlabel="layer", title="ReLU, lowest: NC1, and means from a frame (dashed)")
+    right.set_xticks(np.arange(1, max(config.factors)))
     for axes in (left, right):
         axes.legend(fontsize=7)
     return figure

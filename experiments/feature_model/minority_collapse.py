@@ -144,7 +144,7 @@ def plot(config: Config, data: Data) -> Figure:
             values = np.maximum(found[i].max(-1), 1e-10)
             axes.plot(data["share"], values, "o-", markersize=4, label=f"sizes {a} and {b}")
         axes.axvline(1, color="black", linewidth=1, linestyle="--")
-        axes.set(yscale="log", xlabel="threshold $N^2 l_W l_H$ / small size", title=title)
+        axes.set(yscale="log", xlabel="threshold $N^2 \\lambda_W \\lambda_H$ / small size", title=title)
         axes.legend(fontsize=8)
     figure.axes[0].set_ylabel("distance of small classes' rows")
     return figure

@@ -207,12 +207,15 @@ def plot(config: Config, data: Data) -> Figure:
     K, n = config.num_classes[0], config.samples_per_class[0]
     left.set(
         xscale="log",
-        xlabel="weight decay $l_W$",
+        xlabel="weight decay $\\lambda_W$",
         ylabel="minimum",
         title=f"found, and closed form; K={K}, n={n}",
     )
     right.set(
-        xscale="log", yscale="log", xlabel="weight decay $l_W$", title="certificate at what was found"
+        xscale="log",
+        yscale="log",
+        xlabel="weight decay $\\lambda_W$",
+        title="certificate at what was found",
     )
     right.set_ylabel("largest possible distance to the minimum")
     left.legend(fontsize=7)
