@@ -312,7 +312,7 @@ def test_claims_judge_the_data():
             ["large", "--num_classes", "3", "--samples_per_class", "1"],
             "3 samples do not divide by 2 devices",
         ),
-        (["fig9", "--seed", "-1"], "seed must be finite and at least 0, but is -1."),
+        (["fig9", "--seed", "-1"], "seed must lie between 0 and 4294967295, but is -1."),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):

@@ -22,6 +22,8 @@ def is_concrete(*values: Any) -> bool:
 
 
 def _floats(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, int) and abs(value) >= 2**63:  # Which NumPy's integers cannot hold.
+        return np.asarray(np.inf if value > 0 else -np.inf)
     return np.asarray(array(name, value), float)
 
 

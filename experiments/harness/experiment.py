@@ -176,7 +176,6 @@ def check_fields(config: Any, lowest: Mapping[str, float], positive: Sequence[st
     for name, low in lowest.items():
         _check_not_empty(name, getattr(config, name))
         _checks.at_least(name, getattr(config, name), low)
-    _checks.at_least("seed", config.seed, 0)
     _checks.within("seed", config.seed, 0, 2**32 - 1)
     for name in positive:
         _check_not_empty(name, getattr(config, name))
