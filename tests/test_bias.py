@@ -16,7 +16,7 @@ LOSSES = {
     "label smoothing": functools.partial(ufm.losses.label_smoothing, alpha=0.2),
     "squared error": ufm.losses.squared_error,
 }
-SIZES = np.array([6, 3, 2, 1])
+SIZES = np.array([20, 5, 2, 1])
 LABELS = jnp.repeat(jnp.arange(4), SIZES)
 DIM = 5
 

@@ -90,10 +90,20 @@ def models(config: Setting) -> dict[str, ufm.Problem]:
     }
 
 
+def minima(config: Setting) -> Data:
+    """The loss of each model at its global minimum; without decay the regularized model's tends to 0."""
+    k, n, decay = config.num_classes, config.samples_per_class, config.decay
+    found = {
+        "normalized": ufm.theory.cross_entropy_minimum(k, config.tau),
+        "regularized": ufm.theory.regularized_cross_entropy_minimum(k, n, decay, decay) if decay else 0.0,
+    }
+    return {f"minimum_{name}": np.asarray(value) for name, value in found.items()}
+
+
 def run(
     solver: SolverName, config: Config, progress: Progress, store: chunks.ChunkFolder | None = None
 ) -> Data:
-    data: Data = {"step": np.arange(config.steps + 1)}
+    data: Data = {"step": np.arange(config.steps + 1)} | minima(config)
     keys = jax.random.split(jax.random.key(config.seed), config.trials)
     for i, (name, problem) in enumerate(models(config).items()):
         scale = 1.0 if name == "normalized" else config.start_scale
@@ -149,16 +159,19 @@ def claims(config: Config, data: Data) -> list[Claim]:
 
 
 def plot(words: str, config: Config, data: Data) -> Figure:
-    figure = Figure(figsize=(7.5, 3.2))
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 3.2))
+    left, middle, right = figure.subplots(1, 3)
     for name, color in [("normalized", "C0"), ("regularized", "C1")]:
         style: Any = {"average": config.average, "color": color, "label": name}
         nc1 = np.maximum(data[f"nc1_{name}"], plotting.NC1_FLOOR)
         plotting.draw_trials(left, data["step"], data[f"accuracy_{name}"], **style)
-        plotting.draw_trials(right, data["step"], nc1, **style)
+        plotting.draw_trials(middle, data["step"], nc1, **style)
+        above = np.maximum(data[f"loss_{name}"] - data[f"minimum_{name}"], plotting.LOSS_FLOOR)
+        plotting.draw_trials(right, data["step"], above, **style)
     plotting.show_the_start(left, config.steps)
     left.set(xlabel="iteration", ylabel="training accuracy", ylim=(-0.03, 1.05))
-    right.set(xlabel="iteration", ylabel=r"$\mathcal{NC}_1$", yscale="log")
+    middle.set(xlabel="iteration", ylabel=r"$\mathcal{NC}_1$", yscale="log")
+    right.set(xlabel="iteration", ylabel="loss above the model's minimum", yscale="log")
     left.legend()
     figure.suptitle(
         f"UFM under {words}; K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, "

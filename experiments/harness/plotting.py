@@ -25,6 +25,8 @@ STYLE: Any = {
 
 NC1_FLOOR = 1e-33
 """Rounding error of NC1 ends near here, and exact zeros are drawn here."""
+LOSS_FLOOR = 1e-16
+"""The same for the distance of a loss from its minimum."""
 
 
 def sequence_colors(count: int) -> list:
