@@ -1,7 +1,8 @@
-"""Optimizers of networks on the regularized UFM: whether decay in the gradient or beside it lets it collapse."""
+"""SGD, Adam and AdamW on the regularized UFM: collapse with decay in the gradient, and beside it."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,8 @@ def claims(config: Config, data: Data) -> list[Claim]:
     length = {name: np.median(data[f"length_{name}"], 1) for name in OPTIMIZERS}
     judged = [
         Claim(
-            f"under {OPTIMIZERS[name]}, decay in the gradient, rows of W sum to zero in the end, and faster "
-            "the larger the decay",
+            f"under {OPTIMIZERS[name]}, whose gradient holds the decay, rows of W sum to zero in the end, "
+            "and the sooner the larger the decay",
             bool(nc0[name].min() < 1e-6 and np.all(np.diff(nc0[name]) <= 1e-12)),
             f"NC0 over the size of W {_series(nc0[name])}, NC1 {_series(nc1[name])} at decays "
             f"{_series(data[f'decay_{name}'])}",
@@ -141,7 +142,7 @@ def plot(config: Config, data: Data) -> Figure:
     for axes, (metric, label) in zip(figure.subplots(1, 3), METRICS.items(), strict=True):
         for i, (name, words) in enumerate(OPTIMIZERS.items()):
             values = np.maximum(data[f"{metric}_{name}"].T, plotting.NC1_FLOOR)
-            style = {"color": f"C{i}", "marker": "osD"[i], "markersize": 4, "label": words}
+            style: Any = {"color": f"C{i}", "marker": "osD"[i], "markersize": 4, "label": words}
             plotting.draw_trials(axes, np.median(data[f"length_{name}"], 1), values, **style)
         axes.set(yscale="log", xlabel=r"$\|W\|$ (shorter: more decay)", ylabel=f"{label} at the end")
     figure.axes[0].legend()
