@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 import ufm_jax as ufm
-from tests.test_regularized_minima import one_hot, solve
+from tests.shared.scipy_minima import one_hot, solve
 
 LOSSES = {
     "cross entropy": ufm.losses.cross_entropy,

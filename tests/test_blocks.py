@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 import ufm_jax as ufm
-from tests.test_problems import LABELS, PROBLEMS
+from tests.shared.problems import LABELS, PROBLEMS
 
 SOLVERS = ["gradient_descent", "conjugate_gradient", "trust_region"]
 K, D = 4, 6

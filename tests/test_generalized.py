@@ -4,36 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
+from tests.shared.formulas import reference_distances, reference_gnc3
 from ufm_jax import metrics
 from ufm_jax.metrics import one_vs_rest_distances as distances
-
-
-def reference_distances(w):
-    """Distances from convex hulls by SciPy's non-negative least squares: exact up to rounding.
-
-    The point of smallest norm in conv{v_j} is `V^T a / sum(a)` for the a >= 0 that minimizes
-    `||V^T a||^2 + (sum(a) - 1)^2`.
-    """
-    w = np.asarray(w, np.float64)
-    w = w / np.linalg.norm(w, axis=1, keepdims=True)
-    distances = []
-    for k in range(len(w)):
-        v = np.delete(w, k, 0) - w[k]
-        a, _ = scipy.optimize.nnls(np.vstack([v.T, np.ones(len(v))]), np.append(np.zeros(w.shape[1]), 1))
-        distances.append(np.linalg.norm(v.T @ a / a.sum()))
-    return np.array(distances)
-
-
-def reference_gnc3(w, features, labels):
-    h, w = np.asarray(features, np.float64), np.asarray(w, np.float64)
-    means = np.stack([h[labels == c].mean(0) for c in range(len(w))])
-    cosines = np.sum(w * means, 1) / np.linalg.norm(w, axis=1) / np.linalg.norm(means, axis=1)
-    return np.mean(1 - cosines)
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(np.float32, 2e-5), (np.float64, 2e-11)])

@@ -8,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
-from tests.test_generalized import reference_distances, reference_gnc3
-from tests.test_metrics import reference_cdnv, reference_nc1, reference_nc2, reference_nc3, reference_nc4
+from tests.shared.formulas import (
+    reference_cdnv,
+    reference_distances,
+    reference_gnc3,
+    reference_nc1,
+    reference_nc2,
+    reference_nc3,
+    reference_nc4,
+)
 from ufm_jax import _checks, losses, metrics, streaming
 
 K, N, D = 3, 9, 4

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments.harness import cli
-from tests.test_experiments import SMALL
+from tests.shared.experiments import SMALL
 
 ROOT = Path(__file__).parent.parent
 UFM_FIGURES = ["fig3", "fig5", "fig5-lbfgs", "fig5-start", "fig7", "fig8", "fig9"]
@@ -147,7 +147,7 @@ from pathlib import Path
 from experiments.harness import cli
 from experiments.harness.experiment import all_experiments
 from tests.test_processes import UFM_FIGURES
-from tests.test_experiments import SMALL
+from tests.shared.experiments import SMALL
 jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == int(sys.argv[2])
 for name in UFM_FIGURES:

@@ -10,7 +10,7 @@ import pytest
 
 import ufm_jax as ufm
 from experiments.speed.peers.pymanopt_solvers import pymanopt_run, pymanopt_trust_region_costs
-from tests.test_solvers import DIM, LABELS, PROBLEMS, K, costs_of
+from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of
 from ufm_jax.riemannian import Status
 
 RULES = {

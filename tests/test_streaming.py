@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
-from tests.test_generalized import reference_gnc3
-from tests.test_metrics import (
+from tests.shared.formulas import (
     reference_cdnv,
+    reference_gnc3,
     reference_nc1,
     reference_nc2,
     reference_nc3,
