@@ -437,21 +437,98 @@ def test_geometry_has_derivatives():
 PAGE = Path(__file__).parent.parent / "docs" / "vocabulary.md"
 
 OF_OTHER_CODE = {
-    "nc1_pinv": 0.016766598759889825,
-    "nc1_quot": 0.029667857293263985,
-    "nc1_cdnv": 0.013965739832861803,
-    "nc1_cdnv, dist_exp=2": 0.003183673910590284,
-    "nc2_etf_err": 0.483280289073986,
-    "nc2g_dist": 0.03943389259393115,
-    "nc2g_log": 0.01649427733328186,
-    "nc3_dual_err": 0.5138765083951143,
-    "nc3u_uni_dual": 0.961526657435852,
-    "nc3u, cos=True": 0.0006267195113692935,
-    "nc4_agree": 1.0,
-    "nc5_ood_dev": 0.2893536886214693,
-    "ETF_metric": 0.5526792031752717,
+    "page": {
+        "nc1_pinv": 0.016766598759889825,
+        "nc1_quot": 0.029667857293263985,
+        "nc1_cdnv": 0.013965739832861803,
+        "nc1_cdnv, dist_exp=2": 0.003183673910590284,
+        "nc2_etf_err": 0.483280289073986,
+        "nc2g_dist": 0.03943389259393115,
+        "nc2g_log": 0.01649427733328186,
+        "nc3_dual_err": 0.5138765083951143,
+        "nc3u_uni_dual": 0.961526657435852,
+        "nc3u, cos=True": 0.0006267195113692935,
+        "nc4_agree": 1.0,
+        "nc5_ood_dev": 0.2893536886214693,
+        "ETF_metric": 0.5526792031752717,
+    },
+    "random": {
+        "nc1_pinv": 0.5449581173321758,
+        "nc1_quot": 0.2965818694282417,
+        "nc1_cdnv": 0.18605800570845404,
+        "nc1_cdnv, dist_exp=2": 0.026246542560735046,
+        "nc2_etf_err": 0.8489606332832116,
+        "nc2g_dist": 0.1760259879836306,
+        "nc2g_log": 0.10710147779374242,
+        "nc3_dual_err": 0.880068146292209,
+        "nc3u_uni_dual": 15.374883104948799,
+        "nc3u, cos=True": 0.015462212592577153,
+        "nc4_agree": 0.55,
+        "nc5_ood_dev": 0.4559979583810259,
+        "ETF_metric": 0.9045558602587943,
+    },
+    "collapsed": {
+        "nc1_pinv": 2.638653538374924e-08,
+        "nc1_quot": 1.3814667666572429e-08,
+        "nc1_cdnv": 8.641015929470633e-09,
+        "nc1_cdnv, dist_exp=2": 1.3764564189066453e-09,
+        "nc2_etf_err": 0.8663459917330352,
+        "nc2g_dist": 0.1790510615494471,
+        "nc2g_log": 0.11237304087607825,
+        "nc3_dual_err": 0.8766710597600289,
+        "nc3u_uni_dual": 12.847775112802548,
+        "nc3u, cos=True": 0.011727216535109749,
+        "nc4_agree": 0.6,
+        "nc5_ood_dev": 0.46504222064495904,
+        "ETF_metric": 0.9045558602587943,
+    },
+    "unbalanced": {
+        "nc1_pinv": 0.2378722702573656,
+        "nc1_quot": 0.21917551902379423,
+        "nc1_cdnv": 0.11603307143910713,
+        "nc1_cdnv, dist_exp=2": 0.009749634636033757,
+        "nc2_etf_err": 0.6910886715979359,
+        "nc2g_dist": 0.0957637457283925,
+        "nc2g_log": 0.05374281215572133,
+        "nc3_dual_err": 0.7426303668828904,
+        "nc3u_uni_dual": 16.84113122121853,
+        "nc3u, cos=True": 0.00678134556972084,
+        "nc4_agree": 0.7,
+        "nc5_ood_dev": 0.4854103010710949,
+        "ETF_metric": 0.7770445594346848,
+    },
+    "tall": {
+        "nc1_pinv": 0.4558363649107935,
+        "nc1_quot": 0.25386476710753697,
+        "nc1_cdnv": 0.175086386533359,
+        "nc1_cdnv, dist_exp=2": 0.06780094709222075,
+        "nc2_etf_err": 0.8346764372026368,
+        "nc2g_dist": 0.1101463823045061,
+        "nc2g_log": 0.07672021120457592,
+        "nc3_dual_err": 0.8746515111255272,
+        "nc3u_uni_dual": 4.752738007941352,
+        "nc3u, cos=True": 0.0008515612209297601,
+        "nc4_agree": 0.5,
+        "nc5_ood_dev": 0.27549774230751156,
+        "ETF_metric": 0.8816505918013808,
+    },
+    "very_tall": {
+        "nc1_pinv": 0.021302945237922408,
+        "nc1_quot": 0.19361943607486268,
+        "nc1_cdnv": 0.17304700693792238,
+        "nc1_cdnv, dist_exp=2": 0.12984731291101653,
+        "nc2_etf_err": 1.175260466247975,
+        "nc2g_dist": 0.15188426833596488,
+        "nc2g_log": 0.12448942609120721,
+        "nc3_dual_err": 1.1870445857593168,
+        "nc3u_uni_dual": 4.908784392711199,
+        "nc3u, cos=True": 0.008894143378122804,
+        "nc4_agree": 0.18125,
+        "nc5_ood_dev": 0.3678919661590834,
+        "ETF_metric": 1.1791385610727145,
+    },
 }
-"""What rhubarbwu/neural-collapse, version c05a0b8, printed for the example of the page, in float64."""
+"""What rhubarbwu/neural-collapse, version c05a0b8, gives for the page's example and each `case`."""
 
 
 def formulas(h, y, w, b, outside):
@@ -501,23 +578,46 @@ def formulas(h, y, w, b, outside):
     }
 
 
+def rows_of(page):
+    """Key, call and value of each row of the page's tables."""
+    return re.findall(r"^\| `?([^|`]+?)`? \| .* \| `([^`]*metrics\.[^`]*)` \| (\S+) \|$", page, re.M)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_calls_of_the_page_equal_other_code(name):
+    h, y, w, _, outside = case(name)
+    calls = {key: call for key, call, _ in rows_of(PAGE.read_text())}
+
+    def found(key, dtype, precision):
+        """In a precision, of arrays rounded to a dtype."""
+        rounded = [x.astype(dtype).astype(precision) for x in (h, w, outside)]
+        names = dict(zip(("features", "W", "outside"), rounded, strict=True))
+        with jax.enable_x64(precision == np.float64):
+            return eval(calls[key], names | {"metrics": metrics, "labels": y, "K": len(w)})
+
+    for key, expected in OF_OTHER_CODE[name].items():
+        np.testing.assert_allclose(found(key, np.float64, np.float64), expected, rtol=1e-10, err_msg=key)
+        in_single, in_double = found(key, np.float32, np.float32), found(key, np.float32, np.float64)
+        np.testing.assert_allclose(in_single, in_double, rtol=1e-5, err_msg=key)
+
+
 def test_the_page_says_what_formulas_and_other_code_say():
     text = PAGE.read_text()
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
     arrays = [names[name] for name in ("features", "labels", "W", "bias", "outside")]
     expected = formulas(*arrays)
-    rows = re.findall(r"^\| `?([^|`]+?)`? \| .* \| `([^`]*metrics\.[^`]*)` \| (\S+) \|$", text, re.M)
+    rows = rows_of(text)
     assert {key for key, *_ in rows} == set(expected)
-    assert set(OF_OTHER_CODE) < set(expected)
+    assert set(OF_OTHER_CODE["page"]) < set(expected)
     for key, call, printed in rows:
         with jax.enable_x64(True):
             found = eval(call, names)
         close = 1e-9 if key.endswith(("GNC2", "L_NC2/3")) else 1e-10
         np.testing.assert_allclose(found, expected[key], rtol=close, err_msg=key)
         np.testing.assert_allclose(found, float(printed), rtol=1e-7, err_msg=key)
-        if key in OF_OTHER_CODE:
-            np.testing.assert_allclose(found, OF_OTHER_CODE[key], rtol=1e-10, err_msg=key)
+        if key in OF_OTHER_CODE["page"]:
+            np.testing.assert_allclose(found, OF_OTHER_CODE["page"][key], rtol=1e-10, err_msg=key)
         with jax.enable_x64(False):
             single = eval(call, names)
         np.testing.assert_allclose(
