@@ -1,13 +1,24 @@
 """Tests run in float64 unless they say otherwise, on two CPU devices."""
 
 import gc
+import os
 import re
+import tempfile
 
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+
+# Most of the time goes into compiling, and many tests compile the same programs. JAX_COMPILATION_CACHE_DIR
+# keeps them from one run of the tests to the next.
+_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or _COMPILED.name
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser):

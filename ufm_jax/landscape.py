@@ -316,6 +316,11 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
         (True, False)
     """
     _check_convex(problem)
+    return _certify(problem, point, tolerance)
+
+
+@jax.jit  # Here and below, so that a call by itself is one program, compiled once for a shape.
+def _certify(problem: Problem, point: Point, tolerance: float | None) -> Certificate:
     (W, H), (Z, unit) = _factors(problem, point), _scaled_certificate_matrix(problem, point)
     tolerance = float(jnp.finfo(H.dtype).eps) ** 0.25 if tolerance is None else tolerance
     spectral_norm = jnp.linalg.norm(Z.G, ord=2)
@@ -371,14 +376,20 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     References: Journee, Bach, Absil, Sepulchre, SIAM J. Optim. 2010; for the regularized model Zhu et al.,
     *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021, Lemma C.3.
     """
-    if problem.decay is not None:
-        return _regularized_gap(problem, point)
+    return (
+        _regularized_gap(problem, point) if problem.decay is not None else _normalized_gap(problem, point)
+    )
+
+
+@jax.jit
+def _normalized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     check_normalized(problem)
     Z, unit = _scaled_certificate_matrix(problem, point)
     _, gap = _lowest_and_gap(Z, jnp.linalg.norm(Z.G, ord=2))
     return jnp.asarray(problem.tau, gap.dtype) * unit * gap
 
 
+@jax.jit
 def _regularized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     """The cost less minus the conjugate of the mean loss at `r A`, a lower bound of the minimum.
 
@@ -481,6 +492,12 @@ def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
             "Theorem 2 needs more dimensions than classes, or as many and at least 3, but dim is "
             f"{dim} and num_classes is {K}."
         )
+    return _negative_curvature(problem, point)
+
+
+@jax.jit
+def _negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
+    K, dim = point.W.shape
     constructions = [_along_bottom_eigenvector, _of_equal_classifiers]
     if dim == K:
         constructions.append(_of_one_feature)
@@ -490,7 +507,7 @@ def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
     direction = jax.tree.map(lambda *leaves: jnp.stack(leaves)[best], *directions)
     exists = ~certify(problem, point).is_global_minimum
     return NegativeCurvature(
-        optax.tree.scale(exists.astype(W.dtype), direction), jnp.where(exists, curvatures[best], 0)
+        optax.tree.scale(exists.astype(point.W.dtype), direction), jnp.where(exists, curvatures[best], 0)
     )
 
 
@@ -522,6 +539,12 @@ def proposition_2(problem: Problem, point: Point) -> NegativeCurvature:
     _check_cross_entropy("Proposition 2", problem)
     _checks.equal_sizes("the conditions of Proposition 2", problem.labels, problem.num_classes)
     _check_conditions(problem, dim=W.shape[1])
+    return _proposition_2(problem, point)
+
+
+@jax.jit
+def _proposition_2(problem: Problem, point: Point) -> NegativeCurvature:
+    W, _ = point
     # By Lemma 5 some beta_i is zero if and only if the rows of W are equal, and then all are. The rows tell
     # the cases apart where tau makes other points' beta_i vanish next to rounding errors.
     spread = jnp.max(jnp.abs(W - W[:1]))
