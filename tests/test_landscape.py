@@ -286,7 +286,7 @@ class TestNegativeCurvature:
         assert curvature == 0
         assert all(np.all(leaf == 0) for leaf in direction)
 
-    @pytest.mark.parametrize("classes", [2, 3])
+    @pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
     def test_equal_classifiers_curve_down_for_every_tau(self, classes):
         """The theorem needs no bound on tau (docs/landscape.md); the features make Proposition 2's fail."""
         dim, unscaled = classes + 1, []
@@ -451,8 +451,15 @@ def test_everything_works_batched_and_keeps_the_dtype(dtype):
     np.testing.assert_allclose(smallest, exact, rtol=1e-12 if dtype == jnp.float64 else 1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize(
+    ("gamma", "dtype"),
+    [
+        (0.5, "float32"),
+        (0.0, "float64"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0.0, "float32"), (0.5, "float64")]),
+        *(pytest.param(1.5, dtype, marks=pytest.mark.slow) for dtype in ("float32", "float64")),
+    ],
+)
 def test_focal_losses_without_second_derivatives_at_one_have_a_spectrum(gamma, dtype):
     """Where p rounds to 1 at collapse, too; the smallest eigenvalue is the 0 of the rotations."""
     labels, W = ufm.balanced_labels(4, 3), ufm.theory.simplex_etf(4, 8, dtype)
