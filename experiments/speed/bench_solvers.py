@@ -54,6 +54,8 @@ class Config(BaseConfig):
     """Timings of each contender, after one that compiles."""
     seconds: float = 60.0
     """A run that takes longer is stopped, and a contender that has used as much is not timed again."""
+    contender: tuple[str, ...] = ()
+    """Which run, by name or its beginning, as trust_region or 'geojax lbfgs'; all if empty."""
 
 
 Solve = Callable[[ufm.Point, float], tuple[int, ufm.Point]]
@@ -76,6 +78,10 @@ def check(config: Config) -> None:
             "num_classes, samples_per_class and dim must have one value for each setting, but have "
             f"{len(config.num_classes)}, {len(config.samples_per_class)} and {len(config.dim)}."
         )
+    names = (*OURS, "optax", "pymanopt", "geojax")
+    for asked in config.contender:
+        if not asked.startswith(names):
+            raise ValueError(f"contender must begin with one of {', '.join(names)}, but is {asked!r}.")
 
 
 def run(config: Config, progress: Progress) -> Data:
@@ -87,7 +93,11 @@ def run(config: Config, progress: Progress) -> Data:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of too few dimensions: here nothing has to collapse.
             start = plain.random_point(jax.random.key(config.seed), d, config.dtype)
-        contenders = _contenders(config, plain, n)
+        contenders = [
+            contender
+            for contender in _contenders(config, plain, n)
+            if not config.contender or contender.name.startswith((PEER, *config.contender))
+        ]
         found.append(_race(config, plain, start, contenders, part(progress, i, len(sizes))))
     return {
         "contender": np.array([contender.name for contender in contenders]),
@@ -113,8 +123,8 @@ def _race(
             if used[i] >= config.seconds:
                 continue
             began = time.perf_counter()
-            # The first turn compiles, for which a piece is enough.
-            steps, end = contender.solve(start, config.seconds if turn >= 0 else 1.0)
+            # The first turn compiles.
+            steps, end = contender.solve(start, config.seconds if turn >= 0 else 0.0)
             taken = time.perf_counter() - began
             if turn < 0:
                 continue
@@ -154,17 +164,19 @@ def _contenders(config: Config, plain: ufm.Problem, samples_per_class: int) -> l
 
 def _in_pieces(
     first: Callable[[ufm.Point], Any],
-    piece: Callable[[Any], tuple[Any, jax.Array, jax.Array]],
+    piece: Callable[[Any, Any], tuple[Any, jax.Array, jax.Array]],
     end: Callable[[Any], ufm.Point],
 ) -> Solve:
-    """A run of a state by `piece`, which returns the next one, steps made, and whether to go on."""
+    """A run of a state by `piece`: from it and the most steps to the next, steps made, whether to go on."""
     first, piece = jax.jit(first), jax.jit(piece)
 
     def solve(start: ufm.Point, seconds: float) -> tuple[int, ufm.Point]:
-        began, state, steps, goes_on = time.perf_counter(), first(start), 0, True
+        began, state = time.perf_counter(), first(start)
+        state, made, goes_on = piece(state, _PIECE if seconds else 1)
+        steps = int(made)
         while goes_on and time.perf_counter() - began < seconds:
-            state, more, goes_on = piece(state)
-            steps += int(more)
+            state, made, goes_on = piece(state, _PIECE)
+            steps += int(made)
         return steps, jax.block_until_ready(end(state))
 
     return solve
@@ -180,12 +192,12 @@ def _ours(config: Config, problem: ufm.Problem, solver: ufm.solvers.Solver) -> S
 
     is_plain = isinstance(problem.manifold, ufm.manifolds.Oblique)
 
-    def piece(state: Any) -> tuple[Any, jax.Array, jax.Array]:
+    def piece(state: Any, steps: Any) -> tuple[Any, jax.Array, jax.Array]:
         result = ufm.solvers.resume(
             problem,
             state,
             solver,
-            max_steps=_PIECE,
+            max_steps=steps,
             tolerance=config.tolerance if is_plain else 0.0,
             until=None if is_plain else is_there,
         )
@@ -211,7 +223,7 @@ def _float32_first(config: Config, problem: ufm.Problem, solver: ufm.solvers.Sol
     def solve(start: ufm.Point, seconds: float) -> tuple[int, ufm.Point]:
         began = time.perf_counter()
         steps, x = rough(to_float32(start), seconds)
-        more, end = fine(to_float64(x), seconds - (time.perf_counter() - began))
+        more, end = fine(to_float64(x), max(0.0, seconds - (time.perf_counter() - began)))
         return steps + more, end
 
     return solve
@@ -246,10 +258,10 @@ def _optax(config: Config, problem: ufm.Problem) -> Solve:
         x = optax.apply_updates(x, updates)
         return x, state, norm(x, optax.tree.get(state, "grad")), steps + 1
 
-    def goes_on(carry: Any) -> jax.Array:
-        return (carry[2] > config.tolerance) & (carry[3] < _PIECE)
+    def piece(state: Any, most: Any) -> tuple[Any, jax.Array, jax.Array]:
+        def goes_on(carry: Any) -> jax.Array:
+            return (carry[2] > config.tolerance) & (carry[3] < most)
 
-    def piece(state: Any) -> tuple[Any, jax.Array, jax.Array]:
         *state, steps = jax.lax.while_loop(goes_on, advance, (*state, jnp.int32(0)))
         return tuple(state), steps, state[2] > config.tolerance
 
