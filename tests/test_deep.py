@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 import ufm_jax as ufm
+from tests.shared.marks import one_by_default
 
 LABELS = jnp.repeat(jnp.arange(3), np.array([4, 3, 2]))
 ONE_HOT = np.eye(3)[np.asarray(LABELS)]
@@ -73,7 +74,7 @@ def test_the_minimizer_of_the_linear_model_attains_its_minimum(seed):
     np.testing.assert_allclose(value, ufm.theory.deep_linear_minimum(Y, decays, bias), rtol=1e-12)
 
 
-@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("depth", one_by_default(3, 2, 4))
 def test_our_solver_finds_the_minimum_of_the_linear_model(depth):
     @jax.jit
     def values(rates, keys):

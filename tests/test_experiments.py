@@ -75,19 +75,24 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert ("FAILS" in out) == (not all(claim["holds"] for claim in summary["claims"]))
 
 
-def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path):
-    def data(folder, seed):
-        arguments = ["fig9", "--out", tmp_path / folder, "--seed", seed, "--quiet", *SMALL["fig9"]]
-        done = command(*arguments)
-        assert done.returncode == 0, done.stderr
-        # Quiet means: the path of the picture and nothing else.
-        assert done.stdout == f"{tmp_path / folder / 'fig9' / 'fig9.png'}\n"
-        assert done.stderr == ""
+def test_the_same_seed_gives_the_same_file_and_another_seed_replaces_it_by_another(tmp_path, capsys):
+    def arguments(folder, seed):
+        return ["fig9", "--out", tmp_path / folder, "--seed", seed, "--quiet", *SMALL["fig9"]]
+
+    def data(folder):
         return (tmp_path / folder / "fig9" / "data.npz").read_bytes()
 
-    first = data("a", 1)
-    assert first == data("b", 1)
-    assert first != data("c", 2)
+    elsewhere = command(*arguments("a", 1))
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    # Quiet means: the path of the picture and nothing else.
+    assert elsewhere.stdout == f"{tmp_path / 'a' / 'fig9' / 'fig9.png'}\n"
+    assert elsewhere.stderr == ""
+    main(capsys, *arguments("b", 1))
+    assert data("b") == data("a")
+    main(capsys, *arguments("b", 2))
+    assert data("b") != data("a")
+    assert json.loads((tmp_path / "b" / "fig9" / "summary.json").read_text())["seed"] == 2
+    assert [f.name for f in (tmp_path / "b").iterdir()] == ["fig9"]
 
 
 def test_fig9_data_has_the_documented_names_and_shapes(tmp_path, capsys):
@@ -310,13 +315,6 @@ def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch,
     assert (tmp_path / "fig9" / "summary.json").read_text() == before
     # The trials themselves were finished, and are kept for the next try.
     assert {f.name for f in tmp_path.iterdir()} == {"fig9", ".fig9-checkpoints"}
-
-
-def test_a_second_run_replaces_the_first(tmp_path, capsys):
-    for seed in (1, 2):
-        main(capsys, "fig9", "--out", tmp_path, "--seed", seed, "--quiet", *SMALL["fig9"])
-    assert json.loads((tmp_path / "fig9" / "summary.json").read_text())["seed"] == 2
-    assert [f.name for f in tmp_path.iterdir()] == ["fig9"]
 
 
 def test_claims_are_printed_with_a_verdict_each():

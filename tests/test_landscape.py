@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import ufm_jax as ufm
+from tests.shared.marks import one_by_default
 from ufm_jax import landscape, saddles, theory
 
 K, N_EACH, DIM = 4, 3, 7
@@ -233,7 +234,7 @@ class TestCertificate:
 
 
 class TestNegativeCurvature:
-    @pytest.mark.parametrize("tau", [0.1, 2.0, 8.0])
+    @pytest.mark.parametrize("tau", one_by_default(2.0, 0.1, 8.0))
     @pytest.mark.parametrize("kind", POINTS[2:])
     def test_saddles_have_a_unit_tangent_direction_of_negative_curvature(self, kind, tau):
         problem = problem_at(tau, SHUFFLED)
@@ -286,7 +287,7 @@ class TestNegativeCurvature:
         assert curvature == 0
         assert all(np.all(leaf == 0) for leaf in direction)
 
-    @pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
+    @pytest.mark.parametrize("classes", one_by_default(3, 2))
     def test_equal_classifiers_curve_down_for_every_tau(self, classes):
         """The theorem needs no bound on tau (docs/landscape.md); the features make Proposition 2's fail."""
         dim, unscaled = classes + 1, []
@@ -419,7 +420,7 @@ def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
     assert np.sum(eigenvalues > 1e-3) == eigenvalues.size - rotations
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", one_by_default(jnp.float32, jnp.float64))
 def test_everything_works_batched_and_keeps_the_dtype(dtype):
     taus = jnp.array([0.5, 2.0], dtype)
 
