@@ -63,7 +63,7 @@ class Network:
         setup: the architecture, the model, the width and the recipe.
         dataset: what it is trained on.
         samples_per_class: of the training set; 0 for all.
-        random_labels: whether labels are dealt anew.
+        random_labels: whether labels are drawn at random.
         data_seed: decides the draw of samples and of labels.
         seed: decides the start and the order of samples.
         tau: temperature; None for the regularized model, which has none.
@@ -201,7 +201,7 @@ def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
     who = ", ".join(sorted(set().union(*theirs)))
     what = f"{len(theirs)} of {len(networks)} networks in '{store.folder}' were trained by {who}"
     if not reuse:
-        raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them anew.")
+        raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them again.")
     print(f"{what}: taken as they are (--reuse).", file=sys.stderr)
 
 
