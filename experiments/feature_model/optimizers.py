@@ -145,7 +145,7 @@ def plot(config: Config, data: Data) -> Figure:
             style: Any = {"color": f"C{i}", "marker": "osD"[i], "markersize": 4, "label": words}
             plotting.draw_trials(axes, np.median(data[f"length_{name}"], 1), values, **style)
         axes.set(yscale="log", xlabel=r"$\|W\|$ (shorter: more decay)", ylabel=f"{label} at the end")
-    figure.axes[0].legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(
         f"regularized UFM; K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, "
         f"{config.steps} updates, {plotting.LINES['median']} of {config.trials} trials",
