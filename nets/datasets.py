@@ -66,7 +66,7 @@ def first_of_each_class(split: Split, samples_per_class: int | None, seed: int) 
 
 
 def random_labels(split: Split, seed: int) -> Split:
-    """The same images with their labels dealt anew, so that every class keeps its size."""
+    """The same images with their labels permuted at random, so that every class keeps its size."""
     return Split(split.images, np.random.default_rng(seed).permutation(split.labels))
 
 

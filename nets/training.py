@@ -3,7 +3,7 @@
 Devices can share the batches of one network. Then the samples of a batch are laid along the axis "batch"
 of the surrounding mesh, and XLA divides the rest: means over the batch, those of batch normalization and
 the gradient among them, become sums over devices, and parameters stay alike on all of them. So the program
-means what it means on one device, also where the devices do not divide a batch, which XLA fills up.
+computes what it computes on one device, even where the devices do not divide a batch: XLA then pads it.
 """
 
 import dataclasses

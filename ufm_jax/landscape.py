@@ -287,9 +287,9 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     global minimum if and only if Z is positive semidefinite there (docs/landscape.md). All quantities are
     relative, so that the verdict does not depend on how small tau or the loss is; for cross entropy it is
     right also where G itself has underflowed (tau above 700 in float64, above 80 in float32). For other
-    losses, where G is zero in this precision the point counts as a minimum; and where a minimum has G = 0,
-    as that of label smoothing past its threshold, look at the gap: near it, the relative quantities are
-    those of rounding errors.
+    losses a point where G is zero in this precision counts as a minimum. If G = 0 at a minimum, as for
+    label smoothing past its threshold, look at the gap: near such a minimum the relative quantities
+    only measure rounding errors.
 
     Args:
         problem: of `ufm_jax.normalized` with a loss that says that it is convex: cross entropy, label

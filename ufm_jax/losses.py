@@ -40,7 +40,7 @@ def convex(loss: Callable) -> Callable:
 
 
 def is_convex(loss: Callable) -> bool:
-    """Whether a loss, or the one whose parameters a `functools.partial` sets, is marked by `convex`.
+    """Whether a loss is marked by `convex`; for a `functools.partial`, whether the function inside it is.
 
     Args:
         loss: a function of logits (..., K) and labels (...).

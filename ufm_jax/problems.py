@@ -11,7 +11,7 @@ is a pytree (labels, tau, the decays and the metric's weights are leaves), so it
 `vmap` like any array.
 
 The scores of all samples are N x K numbers, K/d times as many as the features. Where they would not fit, a
-`block_size` has them made for so many samples at a time, and forgotten: some samples with all of W are a
+`block_size` makes those of so many samples at a time, and drops them: some samples with all of W are a
 problem of the same kind, and the cost, its gradient and its Hessian are sums over such parts. A gradient
 then makes its scores again, a fourth product, and a Hessian a seventh.
 """
@@ -41,7 +41,7 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 class Point(NamedTuple):
     """Where a problem lives: classifier rows W (K, d), or None without a classifier; features H (N, d).
 
-    Whatever has a part for each is one too: tangent vectors, weights, shapes, shardings.
+    Anything with one part for W and one for H is one too: tangent vectors, weights, shapes, shardings.
     """
 
     W: Any

@@ -192,7 +192,7 @@ def _command(arguments: Sequence[str]) -> str:
 def run(experiment: Experiment, config: Any) -> None:
     """Runs `experiment`, writes its results, and prints its claims and the path of its picture.
 
-    Of several processes that share the run, the first does all but the computing.
+    If several processes share the run, all compute, and only the first does the rest.
     """
     start = time.perf_counter()
     earlier = _trained(experiment, config)

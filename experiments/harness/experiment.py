@@ -1,7 +1,7 @@
 """What an experiment is: a config, a run that makes arrays, the claims they support, and a figure.
 
-Each is one file in a room of this package (`feature_model`, `landscape`, `networks`, `speed`), found there
-by its `TITLE`. The file's name is the experiment's: fig5_start.py is `fig5-start`.
+Each is one file in a folder of this package (`feature_model`, `landscape`, `networks`, `speed`), found
+there by its `TITLE`. The file's name is the experiment's: fig5_start.py is `fig5-start`.
 """
 
 import dataclasses
@@ -136,11 +136,11 @@ def all_experiments() -> dict[str, Experiment]:
 
 
 def _modules() -> Iterator[ModuleType]:
-    """The modules of all rooms but the harness, which is part of none."""
-    for room in pkgutil.iter_modules(experiments.__path__, "experiments."):
-        if room.ispkg and room.name != __package__:
-            inside = importlib.import_module(room.name)
-            for file in pkgutil.iter_modules(inside.__path__, f"{room.name}."):
+    """The modules of all families; the harness is none."""
+    for family in pkgutil.iter_modules(experiments.__path__, "experiments."):
+        if family.ispkg and family.name != __package__:
+            inside = importlib.import_module(family.name)
+            for file in pkgutil.iter_modules(inside.__path__, f"{family.name}."):
                 if not file.ispkg:
                     yield importlib.import_module(file.name)
 

@@ -108,7 +108,7 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The state of the code, and of that which trained its networks where it was another."""
+        """The commit of the code, and that of the code that trained its networks if it differs."""
         own = _commit(self.summary.get("git"))
         theirs = {_commit(maker["git"]) for maker in self._networks.get("made_by", [])} - {own}
         return own + (f" (networks: {', '.join(sorted(theirs))})" if theirs else "")

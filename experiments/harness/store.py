@@ -187,9 +187,9 @@ class Store:
 
 
 def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
-    """Raises ValueError where other code, JAX or data have trained some, unless `reuse` says to take them.
+    """Raises ValueError where some were trained with other code, JAX or data, unless `reuse` is set.
 
-    Then the same is said on stderr.
+    With `reuse` the same message goes to stderr instead.
     """
     store = Store(out)
     kept = [record for network in networks if (record := store.record(network)) is not None]

@@ -71,7 +71,7 @@ def run_folder(config: Config, name: str) -> Path:
 
 
 def remove_run_folder(config: Config, name: str) -> None:
-    """Removes it once its run is finished, and leaves those of other configs."""
+    """Removes the `run_folder` of a finished run, and leaves those of other configs."""
     folder = run_folder(config, name)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # Others are in it, or it was never made.

@@ -120,7 +120,7 @@ def nc1_quotient(
 def nc2(W: ArrayLike) -> jax.Array:
     """Distance of W from a simplex ETF, `|| W W^T / ||W W^T||_F - (I - 11^T/K)/sqrt(K-1) ||_F`.
 
-    Of centred class means in place of W (`ufm_jax.metrics.class_means`) it is their distance, NC2 of means.
+    Given centred class means (`ufm_jax.metrics.class_means`) in place of W, it is the NC2 of class means.
 
     Args:
         W: classifier rows, (K, d), K at least 2.

@@ -76,7 +76,7 @@ _GROUPS = {
 class Measurement:
     """The metrics of one set of features; printed, it is a table.
 
-    What is None was not measured: it needs W, or what `measure` says of it.
+    A metric that is None was not measured: it needs W, or an option of `measure`.
 
     Attributes:
         num_classes: K, of the classes that are measured.

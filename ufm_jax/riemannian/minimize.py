@@ -169,8 +169,8 @@ def minimize(
     """Runs `solver` on `objective` from `point` until the gradient is small, steps run out, or it stalls.
 
     A pure function of arrays: it works under `jit`, under `vmap` (every lane then waits for the slowest)
-    and with forward-mode derivatives. Called often, it wants a `jit` around it: each call alone is
-    compiled.
+    and with forward-mode derivatives. If you call it often, wrap it in `jit`: otherwise each call is
+    compiled again.
 
     Args:
         objective: what to minimize.
@@ -223,7 +223,7 @@ def resume(
     record: Callable[[Iterate], Any] | None = None,
     until: Callable[[Iterate], jax.Array] | None = None,
 ) -> Result:
-    """`minimize` from a state of the solver: goes on where another call ended, as if it had not.
+    """`minimize` from a state of the solver: continues where another call ended, as if it were one run.
 
     Calls of a few steps each return to Python in between, to show progress, to save, or to keep to a time.
 
