@@ -15,6 +15,8 @@ class Config(minima.Config):
 
     gamma: float = 3.0
     """Focusing parameter of the focal loss."""
+    tolerance: float = 1e-15
+    """Norm of the Riemannian gradient at which a trial ends: the loss is flat at a large tau."""
 
 
 check, run, claims, plot = minima.parts(
