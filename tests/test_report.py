@@ -194,7 +194,8 @@ def test_bad_arguments_of_both_pages_are_one_sentence(command, arguments, senten
 def other(value, kind):
     """A value that `value` is not, of the same type."""
     if isinstance(value, tuple):
-        return (other(value[0], typing.get_args(kind)[0]), *value) if value else (3, 5)
+        (of_values, _) = typing.get_args(kind)
+        return (other(value[0], of_values), *value) if value else (of_values(3), of_values(5))
     if isinstance(value, Path):
         return value / "it's elsewhere"
     choices = [choice for choice in typing.get_args(kind) if choice != value]

@@ -316,6 +316,7 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
         (True, False)
     """
     _check_convex(problem)
+    _factors(problem, point)
     return _certify(problem, point, tolerance)
 
 
@@ -376,14 +377,15 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     References: Journee, Bach, Absil, Sepulchre, SIAM J. Optim. 2010; for the regularized model Zhu et al.,
     *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021, Lemma C.3.
     """
-    return (
-        _regularized_gap(problem, point) if problem.decay is not None else _normalized_gap(problem, point)
-    )
+    if problem.decay is None:
+        _factors(problem, point)
+        return _normalized_gap(problem, point)
+    problem.check_point(point)
+    return _regularized_gap(problem, point)
 
 
 @jax.jit
 def _normalized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
-    check_normalized(problem)
     Z, unit = _scaled_certificate_matrix(problem, point)
     _, gap = _lowest_and_gap(Z, jnp.linalg.norm(Z.G, ord=2))
     return jnp.asarray(problem.tau, gap.dtype) * unit * gap
@@ -397,7 +399,6 @@ def _regularized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     is stationary, so that only the decay of b remains to be paid.
     """
     assert problem.decay is not None
-    problem.check_point(point)
     loss = getattr(problem.loss, "func", problem.loss)  # A partial stands for its function.
     is_entropy = loss in (losses.cross_entropy, losses.label_smoothing)
     if not is_entropy and loss is not losses.squared_error:
