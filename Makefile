@@ -48,7 +48,8 @@ record: $(READY)  ## Keep the results in docs/results.md and docs/record (10 s)
 	@$(BIN)/python -m experiments record $(ARGS)
 
 test: $(READY)  ## Tests without the slow ones (7 min)
-	$(BIN)/python -m pytest -n 2 -m "not slow" --durations 40 --durations-min 5 $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 40 --durations-min 5 $(ARGS)
 
 test-slow: $(READY)  ## The slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -5,20 +5,20 @@ import os
 import re
 import tempfile
 
-import jax
 import pytest
+
+# Most of the time goes into compiling. What one process of the tests compiled, its workers and the commands
+# that it starts, all others take from here; JAX_COMPILATION_CACHE_DIR keeps it from one run to the next.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402  Which reads them.
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
-
-# Most of the time goes into compiling, and many tests compile the same programs. JAX_COMPILATION_CACHE_DIR
-# keeps them from one run of the tests to the next.
-_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-jax.config.update(
-    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR") or _COMPILED.name
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser):

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,18 +20,13 @@ from tests.shared.experiments import SMALL
 ROOT = Path(__file__).parent.parent
 UFM_FIGURES = ["fig3", "fig5", "fig5-lbfgs", "fig5-start", "fig7", "fig8", "fig9"]
 UFM_FIGURES += ["fig11", "fig12", "fig13"]
-_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 # Trials enough for a stop in the middle.
 SWEEP = ["fig9", "--tau", "0.5", "5", "--trials", "80", "--num_classes", "30", "--dim", "32"]
 
 
 def environment(devices):
-    """So many CPU devices, and programs compiled once for all processes of these tests."""
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+    """So many CPU devices."""
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def start(out, arguments, devices=4, process=None, port=None):

@@ -341,13 +341,9 @@ def test_killed_in_the_middle_of_two_networks(tmp_path):
         return subprocess.Popen(
             [sys.executable, "-m", "experiments", *map(str, [*arguments, *more, "--tau", *taus])],
             cwd=clone,
-            # The runs after the first need not compile again; one network at a time.
+            # One network at a time.
             env=os.environ
-            | {
-                "PYTHONPATH": str(clone),
-                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-            },
+            | {"PYTHONPATH": str(clone), "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

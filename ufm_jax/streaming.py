@@ -68,9 +68,13 @@ def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Fir
     """
     _checks.at_least("num_classes", num_classes, 2)
     _checks.at_least("dim", dim, 1)
+    return FirstPass(classes.no_sums(num_classes, dim, _dtype_of_sums(dtype)))
+
+
+def _dtype_of_sums(dtype: DTypeLike) -> np.dtype:
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, but is {np.dtype(dtype)}.")
-    return FirstPass(classes.no_sums(num_classes, dim, np.dtype(dtype)))
+    return np.dtype(dtype)
 
 
 def measure_batches(
@@ -79,7 +83,7 @@ def measure_batches(
     W: Any = None,
     bias: Any = None,
     *,
-    dtype: DTypeLike = np.float32,
+    dtype: DTypeLike = np.float64,
     outside: Any = None,
     absent: classes.Absent = "error",
     decisions: bool = True,
@@ -93,7 +97,9 @@ def measure_batches(
         num_classes: K, at least 2.
         W: classifier rows, (K, d), as any of these; what needs them is not measured if None.
         bias: of the classifier, (K,).
-        dtype: floating type that it computes in, float32 or float64 (where JAX has it enabled).
+        dtype: floating type that it computes in: float64, on the host and whatever JAX is set to, so that
+            the numbers are those of `ufm_jax.metrics.measure`; or float32, on the device of the features,
+            in half the time and memory, which costs small values some digits.
         outside: features of samples out of distribution, (M, d), for NC5; not measured if None.
         absent: "skip" leaves out classes without a sample, and tells how many.
         decisions: whether every sample is held against every class, for NC4, accuracy and the directional
@@ -107,13 +113,13 @@ def measure_batches(
         ValueError: a batch does not fit, a class has no sample, the two passes did not go over the same
             samples, or `batches` can be gone over only once.
     """
-    first_pass(num_classes, 1, dtype)  # Checks both.
+    _checks.at_least("num_classes", num_classes, 2)
     return measured(
         batches,
         num_classes,
         W,
         bias,
-        dtype=np.dtype(dtype),
+        dtype=_dtype_of_sums(dtype),
         outside=outside,
         absent=absent,
         decisions=decisions,

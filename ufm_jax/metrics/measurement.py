@@ -1,5 +1,6 @@
 """All metrics of a network at once, from arrays of any framework."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
@@ -267,19 +268,17 @@ def measure(
             part = slice(start, start + size)
             yield np.asarray(features[part]).astype(np.float64), labels[part]
 
-    # On the host, since a TPU has no float64.
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return measured(
-            blocks,
-            num_classes,
-            W,
-            bias,
-            dtype=np.float64,
-            outside=outside,
-            absent=absent,
-            decisions=decisions,
-            progress=progress,
-        )
+    return measured(
+        blocks,
+        num_classes,
+        W,
+        bias,
+        dtype=np.dtype(np.float64),
+        outside=outside,
+        absent=absent,
+        decisions=decisions,
+        progress=progress,
+    )
 
 
 def measured(
@@ -294,21 +293,26 @@ def measured(
     decisions: bool,
     progress: Callable[[str], None] | None,
 ) -> Measurement:
-    """All metrics, by two passes over batches in a dtype."""
-    first = None
-    for features, labels in _each(batches, "first", progress):
-        features = _checks.matrix("features", features, rows=0)
+    """All metrics, by two passes over batches: in float64 on the host, or in float32 where the features are."""
+    with contextlib.ExitStack() as stack:
+        if dtype == np.float64:
+            # Whatever JAX is set to; and on the host, since a TPU has no float64.
+            stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+            W, bias = (x if x is None else np.asarray(_checks.array("W", x)) for x in (W, bias))
+        first = None
+        for features, labels in _each(batches, "first", progress, dtype):
+            if first is None:
+                first = FirstPass(classes.no_sums(num_classes, features.shape[1], dtype))
+            first = first.add(features, labels)
         if first is None:
-            first = FirstPass(classes.no_sums(num_classes, features.shape[1], dtype))
-        first = first.add(features, labels)
-    if first is None:
-        raise ValueError("batches must hold at least one batch, but are empty.")
-    second = first.second_pass(W, bias, absent=absent, decisions=decisions, covariance=W is not None)
-    for features, labels in _each(batches, "second", progress):
-        second = second.add(features, labels)
-    if progress is not None:
-        progress("pairs of classes")
-    return _measurement(second, num_classes, outside)
+            raise ValueError("batches must hold at least one batch, but are empty.")
+        second = first.second_pass(W, bias, absent=absent, decisions=decisions, covariance=W is not None)
+        for features, labels in _each(batches, "second", progress, dtype):
+            second = second.add(features, labels)
+        if progress is not None:
+            progress("pairs of classes")
+        return _measurement(second, num_classes, outside)
 
 
 def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurement:
@@ -346,9 +350,9 @@ def _is_missing(name: str, second: SecondPass, outside: Any) -> bool:
 
 
 def _each(
-    batches: Batches, which: str, progress: Callable[[str], None] | None
+    batches: Batches, which: str, progress: Callable[[str], None] | None, dtype: Any
 ) -> Iterable[tuple[Any, Any]]:
-    """The batches of one pass."""
+    """The batches of one pass, in NumPy's arrays for float64."""
     if not callable(batches) and iter(batches) is batches:
         raise ValueError(
             "batches are gone over twice, but are an iterator, which ends after once: give a list, a data "
@@ -356,7 +360,8 @@ def _each(
         )
     seen = 0
     for features, labels in batches() if callable(batches) else batches:
-        yield features, labels
+        features, labels = _checks.matrix("features", features, rows=0), _checks.array("labels", labels)
+        yield (np.asarray(features), np.asarray(labels)) if dtype == np.float64 else (features, labels)
         if progress is not None:
             seen += len(labels)
             progress(f"{which} pass: {seen} samples")
