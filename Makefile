@@ -29,7 +29,7 @@ setup: $(READY)  ## Build the environment in .venv alone (2 minutes)
 $(EXPERIMENTS): $(READY)
 	@$(BIN)/python -m experiments $@ $(ARGS)
 
-bench: bench-solvers bench-networks
+bench: bench-solvers bench-networks bench-metrics
 
 figures: $(FIGURES)  ## All figures of the unconstrained feature model (6 min)
 

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from tests.shared.problems import LABELS, PROBLEMS
 
 SOLVERS = ["gradient_descent", "conjugate_gradient", "trust_region"]
@@ -45,14 +46,15 @@ MANY = [(name, size, shards) for name in PROBLEMS for size in (1, 5) for shards 
 
 @pytest.mark.parametrize(
     ("name", "block_size", "shards"),
-    [
+    few(
+        len(FEW),
         *FEW,
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            case
             for case in MANY
             if case not in FEW and (case[0] not in ("unbalanced", "decayed bias") or case[2] == 1)
         ),
-    ],
+    ),
 )
 def test_blocks_give_cost_gradient_and_hessian(name, block_size, shards, key):
     problem = PROBLEMS[name]
@@ -105,9 +107,7 @@ def whole(start):
 
 
 # The other two run in blocks on two devices below.
-@pytest.mark.parametrize(
-    "solver", [SOLVERS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS[1:])]
-)
+@pytest.mark.parametrize("solver", few(1, *SOLVERS))
 def test_a_run_in_blocks_is_the_same_run(solver, start, whole):
     found, _ = run(in_blocks(PROBLEMS["regularized"], 5), start, solver)
     assert_close(found, whole[solver], atol=1e-12)

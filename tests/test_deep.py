@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 import ufm_jax as ufm
-from tests.shared.marks import one_by_default
+from tests.shared.marks import few
 
 LABELS = jnp.repeat(jnp.arange(3), np.array([4, 3, 2]))
 ONE_HOT = np.eye(3)[np.asarray(LABELS)]
@@ -74,7 +74,7 @@ def test_the_minimizer_of_the_linear_model_attains_its_minimum(seed):
     np.testing.assert_allclose(value, ufm.theory.deep_linear_minimum(Y, decays, bias), rtol=1e-12)
 
 
-@pytest.mark.parametrize("depth", one_by_default(3, 2, 4))
+@pytest.mark.parametrize("depth", few(1, 3, 2, 4))
 def test_our_solver_finds_the_minimum_of_the_linear_model(depth):
     @jax.jit
     def values(rates, keys):
@@ -97,6 +97,7 @@ def test_our_solver_finds_the_minimum_of_the_linear_model(depth):
         assert measured.nc1[np.argmin(found)].max() < 1e-6
 
 
+@pytest.mark.slow
 def test_relu_attains_the_linear_minimum_by_a_collapse_and_scipy_goes_no_lower():
     """Two layers and few classes, where that collapse is the minimum."""
     labels, rate = ufm.balanced_labels(3, 2), 2e-3

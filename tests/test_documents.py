@@ -102,6 +102,7 @@ def test_the_experiment_of_contributing_runs(certified, tmp_path, capsys):
         assert data["gap"].shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
     names = run_blocks(ROOT / "docs" / "riemannian.md")
     out = capsys.readouterr().out

@@ -17,6 +17,7 @@ from experiments.feature_model import fig9, minima
 from experiments.harness import cli, record, results_page, writing
 from experiments.harness.experiment import Claim, all_experiments
 from tests.shared.experiments import LANDSCAPE, SLOW, SMALL
+from tests.shared.marks import few
 
 ROOT = Path(__file__).parent.parent
 
@@ -264,7 +265,7 @@ def test_experiments_are_in_the_order_of_the_paper():
     assert numbers == sorted(numbers)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", few(1, signal.SIGINT, signal.SIGKILL))
 def test_an_interrupted_run_leaves_no_result_but_what_it_continues_from(stop, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments", "fig9", "--out", str(tmp_path), "--trials", "500"],
@@ -327,6 +328,7 @@ def test_claims_are_printed_with_a_verdict_each():
     ]
 
 
+@pytest.mark.slow
 def test_float32_runs_in_float32(tmp_path):
     done = command(
         "fig9", "--dtype", "float32", "--out", tmp_path, "--quiet", *SMALL["fig9"], env=dict(os.environ)
@@ -355,6 +357,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_taken(tmp_path, monkeypat
     assert err == "error: the home folder in '~nobody-of-this-name/x' is not known.\n"
 
 
+@pytest.mark.slow
 def test_focal_losses_of_small_gamma_end_at_collapse(tmp_path, capsys):
     """At large temperatures p rounds to 1 there, where the derivatives of the focal loss were NaN."""
     fields = ["--gamma", 0.5, "--num_classes", 3, "--trials", 2, "--tau", 1, 20, 60]

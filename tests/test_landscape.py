@@ -1,6 +1,7 @@
 """The landscape's tools against finite differences, dense eigenvalues, closed forms and the lemmas."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 import ufm_jax as ufm
-from tests.shared.marks import one_by_default
+from tests.shared.marks import few
 from ufm_jax import landscape, saddles, theory
 
 K, N_EACH, DIM = 4, 3, 7
@@ -69,7 +70,7 @@ def dense_eigenvalues(problem, point):
 
 
 class TestHessianForm:
-    @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+    @pytest.mark.parametrize("loss", few(1, **LOSSES))
     def test_equals_the_hessian_vector_product(self, loss):
         @jax.jit
         def both(tau, key):
@@ -234,7 +235,7 @@ class TestCertificate:
 
 
 class TestNegativeCurvature:
-    @pytest.mark.parametrize("tau", one_by_default(2.0, 0.1, 8.0))
+    @pytest.mark.parametrize("tau", few(1, 2.0, 0.1, 8.0))
     @pytest.mark.parametrize("kind", POINTS[2:])
     def test_saddles_have_a_unit_tangent_direction_of_negative_curvature(self, kind, tau):
         problem = problem_at(tau, SHUFFLED)
@@ -287,7 +288,7 @@ class TestNegativeCurvature:
         assert curvature == 0
         assert all(np.all(leaf == 0) for leaf in direction)
 
-    @pytest.mark.parametrize("classes", one_by_default(3, 2))
+    @pytest.mark.parametrize("classes", few(1, 3, 2))
     def test_equal_classifiers_curve_down_for_every_tau(self, classes):
         """The theorem needs no bound on tau (docs/landscape.md); the features make Proposition 2's fail."""
         dim, unscaled = classes + 1, []
@@ -347,7 +348,7 @@ class TestNegativeCurvature:
 
 
 class TestSmallestEigenvalue:
-    @pytest.mark.parametrize("kind", POINTS)
+    @pytest.mark.parametrize("kind", few(3, *POINTS))
     def test_equals_dense_eigenvalues(self, kind):
         problem = problem_at(3.0)
         point = point_of(kind, problem)
@@ -364,6 +365,7 @@ class TestSmallestEigenvalue:
         residual = jax.tree.map(lambda x, v: x - value * v, problem.hessian(point)(vector), vector)
         assert problem.manifold.norm(point, residual) < 1e-8
 
+    @pytest.mark.slow
     def test_equals_scipy_on_a_larger_problem(self):
         labels = ufm.balanced_labels(10, 5)
         problem = ufm.normalized(labels, 10, tau=5.0)
@@ -420,7 +422,7 @@ def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
     assert np.sum(eigenvalues > 1e-3) == eigenvalues.size - rotations
 
 
-@pytest.mark.parametrize("dtype", one_by_default(jnp.float32, jnp.float64))
+@pytest.mark.parametrize("dtype", few(1, jnp.float32, jnp.float64))
 def test_everything_works_batched_and_keeps_the_dtype(dtype):
     taus = jnp.array([0.5, 2.0], dtype)
 
@@ -454,12 +456,7 @@ def test_everything_works_batched_and_keeps_the_dtype(dtype):
 
 @pytest.mark.parametrize(
     ("gamma", "dtype"),
-    [
-        (0.5, "float32"),
-        (0.0, "float64"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0.0, "float32"), (0.5, "float64")]),
-        *(pytest.param(1.5, dtype, marks=pytest.mark.slow) for dtype in ("float32", "float64")),
-    ],
+    few(1, *itertools.product((0.5, 0.0, 1.5), ("float32", "float64"))),
 )
 def test_focal_losses_without_second_derivatives_at_one_have_a_spectrum(gamma, dtype):
     """Where p rounds to 1 at collapse, too; the smallest eigenvalue is the 0 of the rotations."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from ufm_jax import theory
 
 
@@ -61,7 +62,7 @@ def test_label_smoothing_minimum_is_what_a_solver_finds_in_200_settings():
 
 @pytest.mark.parametrize("num_classes", [2, 3, 6])
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.9])
-@pytest.mark.parametrize("tau", [0.2, 2.0, 15.0])
+@pytest.mark.parametrize("tau", few(1, 2.0, 0.2, 15.0))
 def test_the_cone_minimizes_label_smoothing(num_classes, alpha, tau):
     W = theory.label_smoothing_cone(num_classes, num_classes + 1, tau, alpha)
     np.testing.assert_allclose(np.linalg.norm(W, axis=1), 1, rtol=1e-14)

@@ -39,6 +39,7 @@ def executed(name, **parameters):
     return {cell.id: cell for cell in notebook.cells}
 
 
+@pytest.mark.slow
 def test_the_tpu_notebook_runs(tmp_path):
     cells = executed("ufm_on_tpu", SCALE=0.02, OUT=str(tmp_path))
     assert "CONVERGED" in printed(cells["loss"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from tests.shared.problems import LABELS, PROBLEMS
 
 
@@ -61,7 +62,7 @@ class TestEveryProblem:
             problem.manifold.inner_product(point, gradient, tangent), slope, atol=1e-9
         )
 
-    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+    @pytest.mark.parametrize("dtype", few(1, jnp.float32, jnp.float64))
     def test_dtype_is_kept(self, problem, dtype, key):
         point = problem.random_point(key, 6, dtype)
         evaluation = problem.evaluate(point)

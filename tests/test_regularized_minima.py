@@ -9,9 +9,10 @@ import pytest
 from scipy.optimize import minimize
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from tests.shared.scipy_minima import mean_loss, one_hot, solve
 
-SETTINGS = range(20)
+SETTINGS = few(4, *range(20))
 
 
 def balanced(seed):
@@ -248,7 +249,7 @@ _LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", _LOSSES)
+@pytest.mark.parametrize("name", few(1, *_LOSSES))
 def test_the_gap_bounds_the_distance_to_the_minimum_and_closes_there(name):
     """Classes of any size: at 1000 random points of each loss, and at minima for ten pairs of decays."""
     labels, k = jnp.repeat(jnp.arange(4), _SIZES), 4

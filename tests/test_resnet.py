@@ -10,6 +10,7 @@ from flax import nnx
 
 from experiments.speed.peers.pytorch_networks import torch_resnet
 from nets import ResNet, convolution, resnet
+from tests.shared.marks import few
 from tests.shared.pytorch_weights import copy_weights, numpy
 
 
@@ -117,7 +118,7 @@ def xla(x, kernel, stride):
 @pytest.mark.parametrize(
     ("size", "image"), [(3, (7, 5)), (3, (2, 2)), (3, (4, 6)), (1, (4, 5)), (3, (1, 1))]
 )
-@pytest.mark.parametrize("at_once", [1800, 2**20])
+@pytest.mark.parametrize("at_once", few(1, 1800, 2**20))
 def test_convolutions_and_their_gradients_are_those_of_xla(stride, size, image, at_once, key, monkeypatch):
     """All images at one time, and few of them, which need not divide all, or only one."""
     monkeypatch.setattr(convolution, "_SMALL", 0)

@@ -13,6 +13,7 @@ import pytest
 import scipy.linalg
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from ufm_jax import riemannian
 from ufm_jax.riemannian.manifolds import Euclidean, Fixed, Oblique, Product, Stiefel, Weighted
 
@@ -107,7 +108,7 @@ def solve(cost, manifold, solver, like, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", few(2, *FUNCTIONS))
 def test_every_solver_finds_every_minimum(function, solver):
     cost, manifold, like, minimum = FUNCTIONS[function]
     if minimum is None:
@@ -125,7 +126,7 @@ def test_leading_eigenvectors_equal_scipys():
     np.testing.assert_allclose(overlap, 1, atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", few(2, *SOLVERS))
 def test_a_weighted_metric_has_the_same_minima(solver):
     weights = {"X": jnp.asarray(3.7), "y": jnp.asarray(RNG.uniform(0.1, 10, 5))}
     manifold = Weighted(Product({"X": Stiefel(), "y": Euclidean()}), weights)
@@ -140,7 +141,7 @@ def test_a_weighted_metric_has_the_same_minima(solver):
     np.testing.assert_allclose(result.point["y"], target, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", ["conjugate_gradient", "lbfgs"])
+@pytest.mark.parametrize("solver", few(1, "lbfgs", "conjugate_gradient"))
 def test_a_hundred_starts_at_once_are_those_one_by_one(solver):
     objective = ufm.Objective(lambda x: -jnp.vdot(x, MATRIX @ x) / 2, Oblique())
     starts = Oblique().random_point(jax.random.key(1), jnp.zeros((100, 8)))
@@ -163,7 +164,7 @@ QUARTIC = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4 + x**2), Euclidean())
 START = jnp.array([3.0, -2.0, 0.5])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", few(2, *SOLVERS))
 def test_resuming_is_the_same_as_not_stopping(solver):
     whole = ufm.minimize(
         QUARTIC, START, SOLVERS[solver], max_steps=9, tolerance=0, record=lambda i: i.value
@@ -196,7 +197,7 @@ def test_until_stops_where_it_says_and_record_sees_the_iterate():
         ufm.minimize(QUARTIC, START, solver, record=lambda i: 0, measure=lambda x: 0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", few(1, "float32", "float64"))
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_step_to_where_the_cost_is_not_finite_is_refused(solver, bad, dtype):

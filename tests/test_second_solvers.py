@@ -11,6 +11,7 @@ import pytest
 import ufm_jax as ufm
 from experiments.speed.peers.pymanopt_solvers import pymanopt_run, pymanopt_trust_region_costs
 from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of
+from tests.shared.marks import few
 from ufm_jax.riemannian import Status
 
 RULES = {
@@ -32,7 +33,7 @@ ALL_PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("problem", few(2, **PROBLEMS))
 def test_conjugate_gradient_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     theirs, _ = pymanopt_run("ConjugateGradient", problem, point, 20)
@@ -41,7 +42,7 @@ def test_conjugate_gradient_makes_the_steps_of_pymanopt(problem):
     np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", few(2, *RULES))
 def test_every_beta_rule_is_that_of_pymanopt(rule):
     problem = PROBLEMS["normalized, tau=5.0"]
     point = problem.random_point(jax.random.key(1), DIM)
@@ -50,7 +51,7 @@ def test_every_beta_rule_is_that_of_pymanopt(rule):
     np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("problem", few(1, **PROBLEMS))
 def test_trust_region_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     theirs = pymanopt_trust_region_costs(problem, point, range(1, 9))
@@ -58,7 +59,7 @@ def test_trust_region_makes_the_steps_of_pymanopt(problem):
     np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
 
 
-@pytest.mark.parametrize("tau", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("tau", few(1, 5.0, 0.5, 1.0))
 def test_trust_region_ends_where_pymanopt_ends(tau):
     problem = ufm.normalized(LABELS, K, tau=tau)
     point = problem.random_point(jax.random.key(0), DIM)
@@ -88,7 +89,7 @@ def test_trust_region_converges_superlinearly():
     assert exponents[2] < 1.5 * exponents[1]
 
 
-@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+@pytest.mark.parametrize("problem", few(2, **ALL_PROBLEMS))
 def test_trust_region_reaches_a_small_gradient_in_float32(problem):
     point = problem.random_point(jax.random.key(0), DIM, jnp.float32)
     result = ufm.minimize(problem, point, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-5)
@@ -108,7 +109,7 @@ def six_steps_of_each(problem, starts, solver):
 
 
 @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
-@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+@pytest.mark.parametrize("problem", few(1, **ALL_PROBLEMS))
 def test_every_solver_works_on_every_problem(problem, solver):
     point = problem.random_point(jax.random.key(0), DIM)
     starts = jax.tree.map(lambda x: jnp.stack([x, -x]), point)
@@ -119,7 +120,7 @@ def test_every_solver_works_on_every_problem(problem, solver):
         np.testing.assert_allclose(results.value[i], six_steps(problem, start, solver).value, rtol=1e-8)
 
 
-@pytest.mark.parametrize("problem", ALL_PROBLEMS.values(), ids=ALL_PROBLEMS)
+@pytest.mark.parametrize("problem", few(2, **ALL_PROBLEMS))
 def test_hessian_is_the_second_derivative_along_retractions(problem):
     point = problem.random_point(jax.random.key(0), DIM)
     tangent = problem.manifold.random_tangent(jax.random.key(1), point)
@@ -141,7 +142,7 @@ class TestCriticalPoints:
         second = jnp.zeros((1, DIM)).at[0, 1].set(1)
         return ufm.Point(jnp.repeat(first, K, 0), jnp.repeat(second, len(LABELS), 0))
 
-    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    @pytest.mark.parametrize("solver", few(1, **ALL_SOLVERS))
     def test_a_start_at_a_critical_point_stays_without_harm(self, solver):
         start = jax.tree.map(lambda x: x * 0, self.saddle())
         problem = ufm.regularized(LABELS, K)  # W = H = 0 is critical, and the gradient is exactly zero.
@@ -173,7 +174,7 @@ class TestCriticalPoints:
         assert after.iterate.value < state.iterate.value
         assert after.radius == 0.5
 
-    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    @pytest.mark.parametrize("solver", few(1, **ALL_SOLVERS))
     def test_an_unreachable_tolerance_ends_in_a_stall_or_out_of_steps(self, solver):
         start = self.problem.random_point(jax.random.key(0), DIM)
         result = ufm.minimize(self.problem, start, solver, max_steps=500, tolerance=0.0)
@@ -181,7 +182,7 @@ class TestCriticalPoints:
         if solver == ALL_SOLVERS["trust_region"]:
             assert (result.status == Status.STALLED, result.steps < 100) == (True, True)
 
-    @pytest.mark.parametrize("solver", ALL_SOLVERS.values(), ids=ALL_SOLVERS)
+    @pytest.mark.parametrize("solver", few(1, **ALL_SOLVERS))
     def test_a_start_that_is_not_a_number_says_so(self, solver):
         start = jax.tree.map(lambda x: x * jnp.nan, self.problem.random_point(jax.random.key(0), DIM))
         result = ufm.minimize(self.problem, start, solver, max_steps=200, tolerance=1e-8)

@@ -131,13 +131,14 @@ def test_networks_that_were_stopped_continue_and_finished_ones_stay(tiny, tmp_pa
     assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=6)[0] is None
     assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=1)[0] is None
     found, trained = tiny(tmp_path / "stopped", 0.5, 1.0, 5.0)
-    # Beside each other, each of two threads may have lost the epoch that the other's end cut off.
-    assert 12 - 7 <= trained <= 12 - 7 + 3
+    # Each of two threads may lose an epoch at each of the two stops.
+    assert 12 - 7 <= trained <= 12 - 7 + 4
     assert_same(found, whole)
     assert_same(tiny(tmp_path / "stopped", 5.0, stop=0)[0], {k: v[2:] for k, v in whole.items()})
     assert [f.name for f in (tmp_path / "stopped" / "networks" / ".training").iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_batch_of_networks_is_kept_one_by_one(tiny, tmp_path):
     assert tiny(tmp_path, 1.0, 5.0, stop=2, at_once=2)[0] is None
     assert tiny(tmp_path, 1.0, stop=1)[0] is None

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 from ufm_jax import theory
 
 
@@ -31,7 +32,7 @@ def collapse(k, n, d=None):
 
 
 @pytest.mark.parametrize("k", [2, 3, 10])
-@pytest.mark.parametrize("tau", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("tau", few(1, 1.0, 0.1, 5.0))
 def test_values_at_collapse_are_the_costs_there(k, tau):
     point, labels = collapse(k, 4)
     cases = [

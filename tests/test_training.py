@@ -198,6 +198,7 @@ def _tiny(monkeypatch):
 
 
 @pytest.mark.usefixtures("_tiny")
+@pytest.mark.slow
 def test_devices_that_share_batches_do_what_one_does(tmp_path):
     """Two devices, which do not divide the batches of 15."""
     alone, shared = (train_tiny(tmp_path / str(m), data_parallel=m) for m in (1, 2))

@@ -102,10 +102,13 @@ def test_both_find_the_minimum_on_the_sphere():
         transforms.riemannian_sgd(0.05, momentum=0.9),
     ]:
         x = jnp.ones(5)
-        state = optimizer.init(x)
-        for _ in range(800):
+
+        def step(_, carry, optimizer=optimizer):
+            x, state = carry
             updates, state = optimizer.update(jax.grad(lambda x: x @ a @ x / 2)(x), state, x)
-            x = optax.apply_updates(x, updates)
+            return optax.apply_updates(x, updates), state
+
+        x, _ = jax.lax.fori_loop(0, 800, step, (x, optimizer.init(x)))
         assert x @ a @ x == pytest.approx(np.linalg.eigvalsh(a)[0], rel=1e-8)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
+from tests.shared.marks import few
 
 LABELS = ufm.balanced_labels(4, 3)
 
@@ -31,7 +32,7 @@ def test_a_grid_is_every_combination_in_order():
         np.testing.assert_allclose(data["W"][i, j], alone["W"], atol=1e-10)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("batch_size", few(1, 4, 1, 100))
 @pytest.mark.parametrize("devices", [1, 2])
 def test_no_way_of_running_changes_the_result(batch_size, devices):
     expected = ufm.trials.grid(trial, {"tau": TAU, "key": KEYS}, devices=jax.local_devices()[:1])

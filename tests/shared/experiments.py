@@ -28,6 +28,10 @@ SMALL = {
     "fig10": [*_NETWORK, "--tau", "0.5", "5"],
     "bench": _BENCH,
     "bench-networks": _BENCH_NETWORKS,
+    "bench-metrics": [
+        *["--num_classes", "40", "--dim", "8", "--rounds", "1"],
+        *["--words", "30", "--samples_per_word", "4", "--word_dim", "8"],
+    ],
     "bench-solvers": _BENCH_SOLVERS,
     "fig5-start": [*_DESCENT, "--start_scale", "0.3", "1"],
     **dict.fromkeys(["fig5", "fig5-lbfgs", "fig7", "fig8"], _DESCENT),
@@ -65,8 +69,10 @@ SMALL = {
 
 SLOW = (
     "bench",
+    "bench-metrics",
     "bench-networks",
     "bench-solvers",
+    "fig3",
     "fig4",
     "fig5-lbfgs",
     "fig5-start",
@@ -79,7 +85,9 @@ SLOW = (
     "fig13",
     "class-sizes",
     "deep",
+    "focal-map",
     "landscape",
+    "landscape-conditions",
     "landscape-window",
     "large",
     "metric",

@@ -293,7 +293,7 @@ def measured(
     decisions: bool,
     progress: Callable[[str], None] | None,
 ) -> Measurement:
-    """All metrics, by two passes over batches: in float64 on the host, or in float32 where the features are."""
+    """All metrics, by two passes over batches: float64 on the host, or float32 where the features are."""
     with contextlib.ExitStack() as stack:
         if dtype == np.float64:
             # Whatever JAX is set to; and on the host, since a TPU has no float64.
