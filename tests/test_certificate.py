@@ -210,6 +210,7 @@ class TestGap:
                 assert np.all(values - lowest <= gaps)
 
     @pytest.mark.parametrize("labels", few(1, unequal=UNEQUAL, equal=EQUAL))
+    @pytest.mark.slow
     def test_three_dimensions_are_enough_for_four_classes(self, labels):
         """The converse: for cross entropy Z is positive semidefinite at minima, from d = K - 1 on."""
         for tau in (0.3, 2.0):
@@ -223,6 +224,7 @@ class TestGap:
                 assert verdict.gap < 1e-10
                 assert verdict.margin > -1e-10
 
+    @pytest.mark.slow
     def test_it_is_exact_where_lemma_3_is_not(self):
         labels = jnp.array([0, 1, 1, 2, 2, 2])
         problem = problem_at(2.0, labels, 3)
@@ -392,6 +394,7 @@ class TestNegativeCurvature:
         ("num_classes", "n", "reversed_samples", "tau"),
         few(1, (3, 3, 1, 2.0), (4, 5, 2, 30.0)),
     )
+    @pytest.mark.slow
     def test_step_7_classifiers_of_rank_k(self, num_classes, n, reversed_samples, tau):
         """d = K: alpha = 0, some beta_i > 0, and that feature alone curves down by -tau beta_i."""
         problem = problem_at(tau, ufm.balanced_labels(num_classes, n), num_classes)
@@ -438,6 +441,7 @@ class TestNegativeCurvature:
         np.testing.assert_allclose(problem.manifold.norm(point, direction), 1, rtol=1e-13)
         np.testing.assert_allclose(curvature, landscape.spectrum(problem, point)[0], rtol=1e-10)
 
+    @pytest.mark.slow
     def test_float32_keeps_the_sign_at_a_huge_temperature(self):
         """Logits that all classes share are left out, not cancelled: +225 became -0.05 at tau = 1e6."""
         problem = problem_at(1e6, ufm.balanced_labels(2, 20), 2)

@@ -20,6 +20,7 @@ import experiments.landscape
 import ufm_jax as ufm
 from experiments.harness import cli
 from experiments.harness.experiment import all_experiments
+from tests.shared.marks import few
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -123,10 +124,13 @@ def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
 
 # Those that a test above, or test_training_loop, holds to what they say.
 WITH_THEIR_OWN_TEST = ("README.md", "CONTRIBUTING.md", "guide.md", "riemannian.md", "training_loop.md")
-OTHERS = [d for d in DOCUMENTS if "```python" in d.read_text() and d.name not in WITH_THEIR_OWN_TEST]
+OTHERS = {
+    d.name: d for d in DOCUMENTS if "```python" in d.read_text() and d.name not in WITH_THEIR_OWN_TEST
+}
+LONG = {name: OTHERS.pop(name) for name in ("landscape.md", "large.md", "models.md")}
 
 
-@pytest.mark.parametrize("document", OTHERS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", few(len(OTHERS), **OTHERS, **LONG))
 def test_the_code_of_the_other_documents_runs(document):
     run_blocks(document)
 

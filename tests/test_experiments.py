@@ -107,6 +107,7 @@ def test_fig9_data_has_the_documented_names_and_shapes(tmp_path, capsys):
         assert np.all(np.diff(data["loss"], axis=-1) <= 0)
 
 
+@pytest.mark.slow
 def test_fig3_finds_the_minimum_of_theorem_1(tmp_path, capsys):
     _, out, _ = main(capsys, "fig3", "--out", tmp_path, *SMALL["fig3"])
     assert "FAILS" not in out

@@ -183,7 +183,7 @@ class TestCertificate:
                 assert np.all(excess <= gaps(tau, points) + 1e-15)
 
     @pytest.mark.parametrize(
-        "labels", [LABELS, jnp.array([0] * 6 + [1, 1, 2, 2, 3, 3])], ids=["equal", "not"]
+        "labels", few(1, equal=LABELS, unequal=jnp.array([0] * 6 + [1, 1, 2, 2, 3, 3]))
     )
     def test_the_gap_of_a_convex_loss_bounds_it_too(self, labels, key):
         """Held against the minima known in closed form, and against the lowest of random points."""
@@ -289,6 +289,7 @@ class TestNegativeCurvature:
         assert all(np.all(leaf == 0) for leaf in direction)
 
     @pytest.mark.parametrize("classes", few(1, 3, 2))
+    @pytest.mark.slow
     def test_equal_classifiers_curve_down_for_every_tau(self, classes):
         """The theorem needs no bound on tau (docs/landscape.md); the features make Proposition 2's fail."""
         dim, unscaled = classes + 1, []
@@ -423,6 +424,7 @@ def test_zeros_of_the_spectrum_at_the_minimum_are_those_of_the_rotation_group():
 
 
 @pytest.mark.parametrize("dtype", few(1, jnp.float32, jnp.float64))
+@pytest.mark.slow
 def test_everything_works_batched_and_keeps_the_dtype(dtype):
     taus = jnp.array([0.5, 2.0], dtype)
 
@@ -458,6 +460,7 @@ def test_everything_works_batched_and_keeps_the_dtype(dtype):
     ("gamma", "dtype"),
     few(1, *itertools.product((0.5, 0.0, 1.5), ("float32", "float64"))),
 )
+@pytest.mark.slow
 def test_focal_losses_without_second_derivatives_at_one_have_a_spectrum(gamma, dtype):
     """Where p rounds to 1 at collapse, too; the smallest eigenvalue is the 0 of the rotations."""
     labels, W = ufm.balanced_labels(4, 3), ufm.theory.simplex_etf(4, 8, dtype)

@@ -41,7 +41,7 @@ def test_contrastive_cost_is_the_loss_of_the_features(key):
     np.testing.assert_allclose(PROBLEMS["contrastive"].cost(point), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("problem", few(4, **PROBLEMS))
 class TestEveryProblem:
     def test_gradient_is_that_of_automatic_differentiation(self, problem, key):
         point = problem.random_point(key, 6)

@@ -116,7 +116,7 @@ def xla(x, kernel, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("size", "image"), [(3, (7, 5)), (3, (2, 2)), (3, (4, 6)), (1, (4, 5)), (3, (1, 1))]
+    ("size", "image"), few(2, (3, (7, 5)), (1, (4, 5)), (3, (2, 2)), (3, (4, 6)), (3, (1, 1)))
 )
 @pytest.mark.parametrize("at_once", few(1, 1800, 2**20))
 def test_convolutions_and_their_gradients_are_those_of_xla(stride, size, image, at_once, key, monkeypatch):

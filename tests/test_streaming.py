@@ -62,7 +62,7 @@ def expected_nc1(features, labels):
 
 # In the dimensions of a ResNet-50, SciPy takes ten seconds for each.
 @pytest.mark.parametrize("dim", few(1, 256, 2048))
-@pytest.mark.parametrize("kind", few(3, "ill_conditioned", "positive", "unbalanced", "plain", "collapsed"))
+@pytest.mark.parametrize("kind", few(1, "ill_conditioned", "positive", "unbalanced", "plain", "collapsed"))
 def test_streamed_nc1_equals_scipy_in_any_order(kind, dim):
     features, labels, W = case(kind, dim)
     expected = expected_nc1(features, labels)

@@ -37,8 +37,8 @@ class Config(BaseConfig):
     """Its float32 features of each class, in random order."""
     word_dim: int = 768
     """Dimensions of its features."""
-    decisions: bool = True
-    """Whether each of them is held against every class, for NC4, accuracy and the directional CDNV."""
+    no_decisions: bool = False
+    """Leave out what holds each of them against every class: NC4, accuracy and the directional CDNV."""
 
 
 def check(config: Config) -> None:
@@ -74,7 +74,7 @@ def _vocabulary(config: Config, progress: Progress) -> Data:
 
     start = time.perf_counter()
     found = ufm.streaming.measure_batches(
-        batches, config.words, W, dtype=np.float32, decisions=config.decisions, progress=said
+        batches, config.words, W, dtype=np.float32, decisions=not config.no_decisions, progress=said
     )
     return {
         "vocabulary_seconds": np.array(time.perf_counter() - start),
@@ -171,7 +171,7 @@ def table(config: Config, data: Data) -> str:
     """What was measured, in Markdown."""
     seconds = {name: float(np.median(data[f"{name}_seconds"])) for name in ("nc1", "nc1_numpy")}
     vocabulary = float(data["vocabulary_seconds"])
-    without = "" if config.decisions else ", without decisions"
+    without = ", without decisions" if config.no_decisions else ""
     epoch, metrics = (1e3 * float(np.median(data[f"{x}_seconds"])) for x in ("epoch", "metrics"))
     samples = config.words * config.samples_per_word
     return "\n".join(

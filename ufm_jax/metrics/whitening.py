@@ -42,9 +42,15 @@ def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _by_decomposition(means: jax.Array) -> jax.Array:
-    """The same over `sqrt(K)`, with the cutoff that SciPy's pseudo-inverse has for `M^T M` (d, d)."""
+    """The same over `sqrt(K)`, with the cutoff that SciPy's pseudo-inverse has for `M^T M` (d, d).
+
+    In float32 that would hide singular values below a thousandth of the largest; there it is that for M.
+    """
     values, rows = _decomposed(means)
-    is_zero = values**2 <= means.shape[1] * jnp.finfo(values.dtype).eps * values[0] ** 2
+    eps = jnp.finfo(values.dtype).eps
+    doubled = jnp.finfo(values.dtype).bits >= 64
+    relative = (means.shape[1] * eps) ** 0.5 if doubled else max(means.shape) * eps
+    is_zero = values <= relative * values[0]
     return rows * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))[:, None]
 
 
