@@ -154,6 +154,13 @@ def test_no_matrix_is_as_large_as_the_covariance():
     assert program.memory_analysis().temp_size_in_bytes < 4 * dim**2 / 8
 
 
+def test_pairs_of_a_large_vocabulary_are_beyond_int32():
+    shapes = [jax.ShapeDtypeStruct((rows, 8), np.float32) for rows in (100_000, 200_000)]
+    with jax.enable_x64(False):
+        found = jax.eval_shape(streaming.measure, *shapes, jax.ShapeDtypeStruct((200_000,), np.int32))
+    assert found["uniformity_means"].dtype == np.float32
+
+
 def test_collapsed_features_have_no_variability():
     frame = ufm.theory.simplex_etf(7, 10, np.float32)
     labels = ufm.balanced_labels(7, 4)

@@ -118,10 +118,11 @@ class Angles(NamedTuple):
 def angles(vectors: jax.Array) -> Angles:
     """The pairs of the directions of vectors (K, d)."""
     units, count = directions(vectors), len(vectors)
+    pairs = float(count * (count - 1))  # Beyond int32 from 46342 on.
     # The mean cosine is known beforehand. Moments about it, and about what would follow from it, keep
     # their digits where all pairs are nearly alike.
     total = jnp.sum(units, 0)
-    cosine = (jnp.sum(total**2) - jnp.sum(units**2)) / (count * (count - 1))
+    cosine = (jnp.sum(total**2) - jnp.sum(units**2)) / pairs
     square = jnp.maximum(2 - 2 * cosine, 1e-30)
     middle = jax.lax.stop_gradient(jnp.stack([cosine, -jnp.log(square) / 2, jnp.sqrt(square)]))
 
@@ -137,7 +138,7 @@ def angles(vectors: jax.Array) -> Angles:
         return [jnp.sum(jnp.where(is_pair, moment, 0), -1) for moment in moments]
 
     sums = in_blocks(of_block, (units, jnp.arange(count)), count)
-    simplex, *moments = [jnp.sum(x) / (count * (count - 1)) for x in sums]
+    simplex, *moments = [jnp.sum(x) / pairs for x in sums]
     means = jnp.stack(moments[::2])
     variances = jnp.maximum(jnp.stack(moments[1::2]) - means**2, 0)
     # Two equal directions are infinitely near for the logarithm, and leave it no variance.

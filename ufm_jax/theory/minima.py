@@ -168,7 +168,7 @@ def multipliers_at_collapse(
     """
     _checks.at_least("samples_per_class", samples_per_class, 1)
     c = num_classes / (jnp.exp(_margin_at_collapse(num_classes, tau)) + num_classes - 1)
-    return -c / num_classes, -c / (num_classes * samples_per_class)
+    return -c / num_classes, -c / num_classes / samples_per_class
 
 
 def strict_saddle_threshold(num_classes: int, dim: int) -> float:
