@@ -77,9 +77,15 @@ def nc1(
     counts = data.centres.counts
     weights = counts if global_mean == "samples" else jnp.ones_like(counts)
     rows = whitening_of(data.centres.centred, weights)
-    squares = jnp.sum(matmul(data.deviations, rows.T) ** 2, -1)
+    squares = _squares(data.deviations, rows)
     divisor = len(counts) if over_classes else 1
     return (_means(squares, data, per_class) / divisor).astype(data.dtype)
+
+
+@jax.jit  # Without another N x R matrix.
+def _squares(deviations: jax.Array, rows: jax.Array) -> jax.Array:
+    """Squared lengths of the deviations (N, d) seen along the rows (R, d), (N,)."""
+    return jnp.sum(matmul(deviations, rows.T) ** 2, -1)
 
 
 def nc1_quotient(
