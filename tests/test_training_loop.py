@@ -54,6 +54,39 @@ def test_a_layer_that_does_not_run_once_is_an_error(times):
     assert layer.hooks == []
 
 
+class Tensor:
+    """Of PyTorch, as far as NumPy sees it: on a graph, it is no array before it is detached."""
+
+    def __init__(self, value, requires_grad=True):
+        self.value, self.requires_grad = np.asarray(value), requires_grad
+        self.dtype = self.value.dtype
+
+    def detach(self):
+        return Tensor(self.value, requires_grad=False)
+
+    def cpu(self):
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        return self.value
+
+
+def test_tensors_that_require_gradients_are_taken_everywhere():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 4)
+    h, W, b, outside = (generator.normal(size=size) for size in [(12, 5), (3, 5), 3, (2, 5)])
+    expected = ufm.metrics.measure(h, labels, W, bias=b, outside=outside)
+    h, W, b, outside, labels = map(Tensor, (h, W, b, outside, labels))
+    assert ufm.metrics.measure(h, labels, W, bias=b, outside=outside) == expected
+    found = ufm.streaming.measure_batches([(h, labels)], 3, W, b, outside=outside)
+    assert found.as_dict() == pytest.approx(expected.as_dict(), rel=1e-12)
+    values = expected.as_dict()
+    assert float(ufm.metrics.nc4(W, h, labels, b)) == values["nc4"]
+    assert float(ufm.metrics.bias_duality(W, h, labels, b)) == pytest.approx(values["bias_duality"])
+
+
 def test_the_loop_of_pytorch(capsys):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)

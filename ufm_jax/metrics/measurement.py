@@ -248,7 +248,7 @@ def measure(
         if W is None:
             raise ValueError("bias needs W, the classifier that it belongs to.")
         classes.bias_of(bias, len(W))
-        bias = _finite("bias", bias)
+        bias = _finite("bias", _checks.array("bias", bias))
     if outside is not None:
         outside = _finite("outside", _checks.matrix("outside", outside, columns=features.shape[1]))
     if num_classes is None and W is not None:
@@ -299,7 +299,10 @@ def measured(
             # Whatever JAX is set to; and on the host, since a TPU has no float64.
             stack.enter_context(jax.enable_x64(True))
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
-            W, bias = (x if x is None else np.asarray(_checks.array("W", x)) for x in (W, bias))
+            given = {"W": W, "bias": bias}
+            W, bias = (
+                None if x is None else np.asarray(_checks.array(name, x)) for name, x in given.items()
+            )
         first = None
         for features, labels in _each(batches, "first", progress, dtype):
             if first is None:
