@@ -47,7 +47,7 @@ report: $(READY)  ## One page of all results: results/index.html (10 s)
 record: $(READY)  ## Keep the results in docs/results.md and docs/record (10 s)
 	@$(BIN)/python -m experiments record $(ARGS)
 
-test: $(READY)  ## Tests without the slow ones (7 min)
+test: $(READY)  ## Tests without the slow ones (5 to 16 min)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 40 --durations-min 5 $(ARGS)
 
