@@ -81,7 +81,7 @@ def in_batches(W, H, labels, dtype):
     x64=st.booleans(),
     kind=st.sampled_from([np.asarray, jnp.asarray, lambda x: x.tolist()]),
 )
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=15)
 @pytest.mark.slow
 def test_metrics_of_any_dtype_are_those_of_the_same_numbers(seed, dtypes, x64, kind):
     """W and features of any two dtypes give what their float32 or float64 values give, to the bit."""

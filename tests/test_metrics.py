@@ -239,10 +239,10 @@ def test_nc1_of_ill_conditioned_means_in_single_precision():
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(["float32", "float64"]),
-    ratio=st.sampled_from([1.0, 1e-1, 1e-2, 1e-3]),
+    ratio=st.sampled_from([1.0, 1e-1, 1e-2, 1e-3, 3e-4]),
     scale=st.sampled_from([1e-10, 1.0, 1e10]),
 )
-@example(seed=1099403, dtype="float32", ratio=1e-3, scale=1.0)  # The smallest is 4e-4.
+@example(seed=0, dtype="float32", ratio=3e-4, scale=1.0)
 @settings(deadline=None, max_examples=20)
 def test_nc1_of_means_of_any_condition(seed, dtype, ratio, scale):
     """Singular values of the class means from 1 to `ratio`, deviations of the size of the smallest."""
@@ -250,7 +250,9 @@ def test_nc1_of_means_of_any_condition(seed, dtype, ratio, scale):
     left, right = (np.linalg.qr(generator.normal(size=(4, 4)))[0] for _ in range(2))
     means = left * np.geomspace(1, ratio, 4) @ right
     labels = np.tile(np.arange(4), 3)
-    H = (scale * (means[labels] + ratio * generator.normal(size=(12, 4)))).astype(dtype)
+    apart = ratio * generator.normal(size=(3, 4, 4))
+    # About the means, which would else be others.
+    H = (scale * (means[labels] + (apart - apart.mean(0)).reshape(12, 4))).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
         found = metrics.nc1(jnp.asarray(H), jnp.asarray(labels), 4)
     assert found.dtype == dtype

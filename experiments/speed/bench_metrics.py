@@ -128,11 +128,9 @@ def nc1_of_numpy(features: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 def _epoch(config: Config, progress: Progress) -> Data:
     """Seconds of an epoch of the paper's ResNet-18, and of all metrics of its features, (rounds,) each."""
     training = bench_networks.Config(seed=config.seed)
-    count, size = training.steps * training.batch_size, training.image_size
-    rng = np.random.default_rng(config.seed)
-    images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    images, labels = bench_networks.random_samples(training)
+    rng, count = np.random.default_rng(config.seed), len(labels)
     W = rng.normal(size=(10, 512)).astype(np.float32)
-    labels = rng.integers(0, 10, count).astype(np.int32)
     features = (W[labels] + rng.normal(size=(count, 512))).astype(np.float32)
     batches = [(features[rows], labels[rows]) for rows in np.array_split(np.arange(count), training.steps)]
     programs = {

@@ -55,15 +55,20 @@ def run(config: Config, progress: Progress) -> Data:
 
 def _steps(config: Config, progress: Progress) -> Data:
     """Seconds of a step of ours and of PyTorch's, in turns, (rounds,) each."""
-    rng = np.random.default_rng(config.seed)
-    count, size = config.steps * config.batch_size, config.image_size
-    images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
-    labels = rng.integers(0, _CLASSES, count).astype(np.int32)
+    images, labels = random_samples(config)
     programs = {"seconds": our_epoch(config, images, labels)}
     if importlib.util.find_spec("torch") is not None:
         programs["pytorch_seconds"] = _pytorch_epoch(config, images, labels)
     taken = take_turns(programs, config.rounds, progress)["later"]
     return {name: taken.get(name, np.empty(0)) / config.steps for name in ("seconds", "pytorch_seconds")}
+
+
+def random_samples(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of an epoch."""
+    rng = np.random.default_rng(config.seed)
+    count, size = config.steps * config.batch_size, config.image_size
+    images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+    return images, rng.integers(0, _CLASSES, count).astype(np.int32)
 
 
 def our_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:

@@ -31,7 +31,7 @@ from ufm_jax.metrics.classes import (
     whole,
     widen,
 )
-from ufm_jax.metrics.whitening import whitening_of
+from ufm_jax.metrics.whitening import whitened_squares, whitening_of
 
 
 def nc1(
@@ -77,15 +77,9 @@ def nc1(
     counts = data.centres.counts
     weights = counts if global_mean == "samples" else jnp.ones_like(counts)
     rows = whitening_of(data.centres.centred, weights)
-    squares = _squares(data.deviations, rows)
+    squares = whitened_squares(data.deviations, rows)
     divisor = len(counts) if over_classes else 1
     return (_means(squares, data, per_class) / divisor).astype(data.dtype)
-
-
-@jax.jit  # Without another N x R matrix.
-def _squares(deviations: jax.Array, rows: jax.Array) -> jax.Array:
-    """Squared lengths of the deviations (N, d) seen along the rows (R, d), (N,)."""
-    return jnp.sum(matmul(deviations, rows.T) ** 2, -1)
 
 
 def nc1_quotient(

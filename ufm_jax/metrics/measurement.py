@@ -299,10 +299,8 @@ def measured(
             # Whatever JAX is set to; and on the host, since a TPU has no float64.
             stack.enter_context(jax.enable_x64(True))
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
-            given = {"W": W, "bias": bias}
-            W, bias = (
-                None if x is None else np.asarray(_checks.array(name, x)) for name, x in given.items()
-            )
+            W = None if W is None else np.asarray(_checks.array("W", W))
+            bias = None if bias is None else np.asarray(_checks.array("bias", bias))
         first = None
         for features, labels in _each(batches, "first", progress, dtype):
             if first is None:

@@ -28,7 +28,7 @@ from ufm_jax.metrics.classes import (
     scaled,
 )
 from ufm_jax.metrics.generalized import misalignments
-from ufm_jax.metrics.whitening import whitening_in_single_precision, whitening_of
+from ufm_jax.metrics.whitening import whitened_squares, whitening_in_single_precision, whitening_of
 
 
 class Totals(NamedTuple):
@@ -276,7 +276,7 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
         agree = decided == second.kept[collapse.nearest(centres.centred, about_mean)]
     return Totals(
         counts=with_sums(totals.counts, lambda: jnp.ones(len(labels))),
-        whitened=with_sums(totals.whitened, lambda: jnp.sum(matmul(apart, second.whitening.T) ** 2, -1)),
+        whitened=with_sums(totals.whitened, lambda: whitened_squares(apart, second.whitening)),
         squares=with_sums(totals.squares, lambda: jnp.sum(apart**2, -1)),
         directional=with_sums(
             totals.directional, lambda: pairs.directional_sums(centres.centred, apart, places)

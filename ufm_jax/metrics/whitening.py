@@ -77,6 +77,12 @@ def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.A
     return (jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values)))[:, None] * rows
 
 
+@jax.jit  # Without another N x R matrix.
+def whitened_squares(deviations: jax.Array, rows: jax.Array) -> jax.Array:
+    """`h^T Sigma_B^+ h` for deviations h, (N, d), and the rows (R, d) of an inverse root, (N,)."""
+    return jnp.sum(matmul(deviations, rows.T) ** 2, -1)
+
+
 def _decomposed(means: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Singular values (R,) and right singular vectors (R, d); of many rows, those of their triangle."""
     if len(means) > means.shape[1]:
