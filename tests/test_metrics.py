@@ -242,7 +242,7 @@ def test_nc1_of_ill_conditioned_means_in_single_precision():
     ratio=st.sampled_from([1.0, 1e-1, 1e-2, 1e-3, 3e-4]),
     scale=st.sampled_from([1e-10, 1.0, 1e10]),
 )
-@example(seed=0, dtype="float32", ratio=3e-4, scale=1.0)
+@example(seed=13, dtype="float32", ratio=3e-4, scale=1.0)
 @settings(deadline=None, max_examples=20)
 def test_nc1_of_means_of_any_condition(seed, dtype, ratio, scale):
     """Singular values of the class means from 1 to `ratio`, deviations of the size of the smallest."""
