@@ -13,6 +13,7 @@ from experiments.speed.peers.pymanopt_solvers import pymanopt_run, pymanopt_trus
 from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of
 from tests.shared.marks import few
 from ufm_jax.riemannian import Status
+from ufm_jax.riemannian.line_search import change_of_cost
 
 RULES = {
     "hestenes_stiefel": "HestenesStiefel",
@@ -219,6 +220,20 @@ def test_trust_region_goes_on_where_values_say_nothing_but_slopes_do():
         assert result.status == Status.CONVERGED
         means = result.point.H.reshape(3, 3, -1).mean(1)
         assert ufm.metrics.nc2(means) < 1e-4
+
+
+def test_slopes_are_not_believed_where_values_contradict_them():
+    """Slopes at both ends of a long step promise a decrease, but the cost rises by 100 rounding units."""
+    unit = np.finfo(float).eps
+
+    def cost(t):
+        return 100 * unit * (2 * t**2 * (3 - 2 * t) - t)
+
+    objective = ufm.Objective(cost, ufm.manifolds.Euclidean())
+    start = ufm.solvers.iterate_at(objective, objective.evaluate(jnp.zeros(())))
+    change_at = change_of_cost(objective, start, jnp.ones(()), start.gradient, resolution=1e3)
+    change = change_at(jnp.ones(()), objective.evaluate(jnp.ones(())))
+    assert 90 * unit < change < 110 * unit
 
 
 @pytest.mark.parametrize(

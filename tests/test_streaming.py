@@ -194,6 +194,17 @@ def test_passes_cannot_be_taken_in_the_wrong_order():
         first.second_pass(bias=jnp.ones(3))
 
 
+@pytest.mark.parametrize("dtype", ["abc", "float16", object])
+def test_sums_are_of_one_of_two_dtypes(dtype):
+    batches = [(jnp.eye(2), jnp.arange(2))]
+    for call in (
+        lambda: streaming.first_pass(2, 2, dtype),
+        lambda: streaming.measure_batches(batches, 2, dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match="dtype must be float32 or float64, but is "):
+            call()
+
+
 def test_batches_must_be_there_twice():
     frame, labels = ufm.theory.simplex_etf(3, 4), ufm.balanced_labels(3, 2)
     batches = [(frame[labels], labels), (frame[labels[:2]], labels[:2])]

@@ -72,9 +72,13 @@ def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Fir
 
 
 def _dtype_of_sums(dtype: DTypeLike) -> np.dtype:
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, but is {np.dtype(dtype)}.")
-    return np.dtype(dtype)
+    try:
+        found: Any = np.dtype(dtype)
+    except TypeError:  # Not the name of any.
+        found = dtype
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, but is {found}.")
+    return found
 
 
 def measure_batches(

@@ -1,6 +1,7 @@
 """Figure 9: what the temperature does to collapse and training accuracy in the normalized UFM."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from experiments.harness.experiment import (
     UfmConfig,
     check_ufm,
     first_step,
+    step_in_words,
 )
 
 TITLE = "collapse and accuracy over temperatures"
@@ -104,7 +106,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             "every temperature classifies perfectly after a similar number of iterations "
             "(medians within a factor of 3)",
             bool(typical.max() <= 3 * max(typical.min(), 1)),
-            by_tau(tau, typical, "median iterations"),
+            by_tau(tau, typical, "median iterations:", step_in_words),
         ),
         Claim(
             "NC1 falls alike for most temperatures (more than half of them below 1e-6 at the end)",
@@ -138,9 +140,11 @@ def claims(config: Config, data: Data) -> list[Claim]:
     return judged
 
 
-def by_tau(tau: np.ndarray, values: np.ndarray, what: str) -> str:
+def by_tau(
+    tau: np.ndarray, values: np.ndarray, what: str, in_words: Callable[[float], str] = "{:.3g}".format
+) -> str:
     """Values at temperatures, in words."""
-    return f"{what} " + ", ".join(f"{v:.3g} at tau={t:g}" for t, v in zip(tau, values, strict=True))
+    return f"{what} " + ", ".join(f"{in_words(v)} at tau={t:g}" for t, v in zip(tau, values, strict=True))
 
 
 def plot(config: Config, data: Data) -> Figure:

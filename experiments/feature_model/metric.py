@@ -20,6 +20,7 @@ from experiments.harness.experiment import (
     check_ufm,
     first_step,
     part,
+    step_in_words,
 )
 from ufm_jax import _checks
 
@@ -225,7 +226,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         Claim(
             f"gradient descent, balanced metric: NC1 < {two_models.COLLAPSED:g} in at most 10 iterations",
             bool(np.all(balanced <= 10)),
-            f"{balanced.min():g} to {balanced.max():g} iterations",
+            f"{step_in_words(balanced.min())} to {step_in_words(balanced.max())} iterations",
         )
     ]
     for m, metric in enumerate(METRICS[::-1]):
@@ -250,7 +251,9 @@ def _ahead(config: Config, data: Data, solver: str, m: int, metric: str) -> Clai
     ours, theirs = iterations(data, "normalized", solver)[m], iterations(data, "regularized", solver)
     words = [
         f"{place}: "
-        + ", ".join(f"{steps:g} at {decay:g}" for decay, steps in zip(config.decay, row, strict=True))
+        + ", ".join(
+            f"{step_in_words(steps)} at {decay:g}" for decay, steps in zip(config.decay, row, strict=True)
+        )
         for place, row in zip(PLACES, theirs, strict=True)
     ]
     turns = crossing(data["decay"], np.maximum.accumulate(theirs[0]), ours)
@@ -260,7 +263,7 @@ def _ahead(config: Config, data: Data, solver: str, m: int, metric: str) -> Clai
         f"{solver.replace('_', ' ')}, whole runs: the normalized UFM in the {metric} metric has NC1 < "
         f"{two_models.COLLAPSED:g} before the regularized one at every decay",
         bool(np.all(ours < theirs)),
-        f"normalized {ours:g}; regularized, {'; '.join(words)}",
+        f"normalized {step_in_words(ours)}; regularized, {'; '.join(words)}",
     )
 
 
@@ -293,7 +296,7 @@ def table(config: Config, data: Data) -> str:
     def row(model: str, name: str, decay: str, at: Any) -> list[str]:
         measured = [iterations(data, model, solver)[at] for solver in SOLVERS]
         fixed = by_fixed_step(data[f"predicted_{model}"][at])
-        return [name, decay, f"{fixed:.0f}", *(f"{x:g}" if np.isfinite(x) else "none" for x in measured)]
+        return [name, decay, f"{fixed:.0f}", *map(step_in_words, measured)]
 
     rows += [row("normalized", f"normalized, {metric}", "", m) for m, metric in enumerate(METRICS)]
     for p, place in enumerate(PLACES):

@@ -19,6 +19,7 @@ from experiments.harness.experiment import (
     check_ufm,
     first_step,
     part,
+    step_in_words,
 )
 from ufm_jax import _checks
 
@@ -149,7 +150,8 @@ def claims(config: Config, data: Data) -> list[Claim]:
                 f"the normalized UFM {what} in fewer iterations (medians of the trials)",
                 bool(np.median(steps["normalized"]) < np.median(steps["regularized"])),
                 "; ".join(
-                    f"{name}: {np.median(found):g} ({found.min():g} to {found.max():g})"
+                    f"{name}: {step_in_words(np.median(found))} ({step_in_words(found.min())} to "
+                    f"{step_in_words(found.max())})"
                     for name, found in steps.items()
                 )
                 + f", of {config.steps} iterations",

@@ -168,6 +168,11 @@ def first_step(reached: np.ndarray) -> np.ndarray:
     return np.where(reached.any(-1), reached.argmax(-1), np.inf)
 
 
+def step_in_words(step: float) -> str:
+    """What `first_step` found, or the median of it: a number, or never."""
+    return f"{step:g}" if np.isfinite(step) else "never"
+
+
 def check_fields(config: Any, lowest: Mapping[str, float], positive: Sequence[str] = ()) -> None:
     """Raises ValueError where a field is empty, below its lowest value or not positive, or the seed is bad.
 

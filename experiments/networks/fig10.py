@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.feature_model.fig9 import METRICS, by_tau, draw_temperatures
-from experiments.harness.experiment import Claim, Data, Progress, first_step
+from experiments.harness.experiment import Claim, Data, Progress, first_step, step_in_words
 from experiments.harness.store import Network
 from experiments.networks import settings, trainer
 from nets import datasets, training
@@ -65,7 +65,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             Claim(
                 "perfect accuracy comes first for tau from 1 to 10",
                 bool(np.isfinite(epochs[fast]).all() and epochs[fast].max() <= epochs[~fast].min()),
-                by_tau(tau, epochs, "epochs"),
+                by_tau(tau, epochs, "first epoch:", step_in_words),
             )
         )
     for name in ("nc1", "nc2", "nc3"):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.harness import plotting
-from experiments.harness.experiment import Claim, Data, Progress, first_step
+from experiments.harness.experiment import Claim, Data, Progress, first_step, step_in_words
 from experiments.harness.store import Network
 from experiments.networks import two_models
 
@@ -71,8 +71,8 @@ def _claims_at(config: Config, data: Data, architecture: str, tau: float) -> lis
         Claim(
             f"{title}: the normalized network reaches 100% training accuracy in fewer epochs",
             bool(epochs["normalized"] < epochs["regularized"]),
-            f"normalized {epochs['normalized']:g}, regularized {epochs['regularized']:g}, "
-            f"of {config.epochs} epochs",
+            ", ".join(f"{model} {step_in_words(at)}" for model, at in epochs.items())
+            + f", of {config.epochs} epochs",
         ),
         Claim(
             f"{title}: the normalized network ends more collapsed, and is so at most epochs",

@@ -193,14 +193,14 @@ def _in_pieces(
 
 
 def _ours(config: Config, problem: ufm.Problem, solver: ufm.solvers.Solver) -> Solve:
-    plain = ufm.manifolds.Oblique()
+    manifold = problem.manifold
+    is_plain = isinstance(manifold, ufm.manifolds.Oblique)
 
     def is_there(iterate: ufm.solvers.Iterate) -> jax.Array:
-        # Whatever the metric of the problem, the yardstick is the plain one.
-        gradient = plain.project(iterate.point, problem.euclidean_gradient(iterate.evaluation))
-        return plain.norm(iterate.point, gradient) <= config.tolerance
-
-    is_plain = isinstance(problem.manifold, ufm.manifolds.Oblique)
+        # Whatever the metric of the problem, the yardstick is the plain one, and its gradient that of the
+        # weighted metric times the weights.
+        gradient = jax.tree.map(lambda w, g: w * g, manifold.weights, iterate.gradient)
+        return optax.tree.norm(gradient) <= config.tolerance
 
     def piece(state: Any, steps: Any) -> tuple[Any, jax.Array, jax.Array]:
         result = ufm.solvers.resume(

@@ -21,6 +21,9 @@ from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate
 from ufm_jax.riemannian.objective import Evaluation, Objective
 
+_OF_VALUES = 8.0
+"""Rounding units up to which the difference of two costs may be wrong."""
+
 
 class Found(NamedTuple):
     """What a search returns: where it ended, whether it moved, and whether it could have gone on.
@@ -267,7 +270,12 @@ def rounding_error(objective: Objective, iterate: Iterate) -> jax.Array:
 
 
 def change_of_cost(
-    objective: Objective, iterate: Iterate, direction: Tree, slope: jax.Array, *, resolution: float = 8.0
+    objective: Objective,
+    iterate: Iterate,
+    direction: Tree,
+    slope: jax.Array,
+    *,
+    resolution: float = _OF_VALUES,
 ) -> Callable[[jax.Array, Evaluation], jax.Array]:
     """The change of the cost along `direction`: of values where they resolve it, of slopes where not.
 
@@ -282,25 +290,30 @@ def change_of_cost(
         A function of the step and the evaluation at its end; 0 where that is the same point, and infinite
         where the cost there is not finite.
     """
-    point, value = iterate.point, iterate.value
-    unresolved = resolution * rounding_error(objective, iterate)
+    manifold, point, value = objective.manifold, iterate.point, iterate.value
+    unit = rounding_error(objective, iterate)
 
-    def slope_at(step):
-        def cost_along(t):
-            return objective.cost(objective.manifold.retract(point, optax.tree.scale(t, direction)))
+    def slope_at(step, evaluation):
+        def along(t):
+            return manifold.retract(point, optax.tree.scale(t, direction))
 
-        return jax.jvp(cost_along, (step,), (jnp.ones_like(step),))[1]
+        velocity = jax.jvp(along, (step,), (jnp.ones_like(step),))[1]
+        return manifold.inner_product(evaluation.point, objective.gradient(evaluation), velocity)
 
-    def change_by_slopes(step, end):
-        differs = [
-            jnp.any(a != b) for a, b in zip(jax.tree.leaves(point), jax.tree.leaves(end), strict=True)
-        ]
-        return jnp.where(jnp.any(jnp.stack(differs)), step * (slope + slope_at(step)) / 2, 0)
+    def change_by_slopes(step, evaluation):
+        ends = jax.tree.leaves(evaluation.point)
+        differs = [jnp.any(a != b) for a, b in zip(jax.tree.leaves(point), ends, strict=True)]
+        change = step * (slope + slope_at(step, evaluation)) / 2
+        return jnp.where(jnp.any(jnp.stack(differs)), change, 0)
 
     def change_at(step, evaluation):
         change = evaluation.value - value
+        # Along a long step the trapezoid may be far off, but not values.
+        lowest, highest = change - _OF_VALUES * unit, change + _OF_VALUES * unit
         change = jax.lax.cond(
-            jnp.abs(change) > unresolved, lambda: change, lambda: change_by_slopes(step, evaluation.point)
+            jnp.abs(change) > resolution * unit,
+            lambda: change,
+            lambda: jnp.clip(change_by_slopes(step, evaluation), lowest, highest),
         )
         return jnp.where(jnp.isfinite(evaluation.value), change, jnp.inf)
 
