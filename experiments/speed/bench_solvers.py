@@ -376,14 +376,15 @@ def table(config: Config, data: Data) -> str:
 
 def plot(config: Config, data: Data) -> Figure:
     settings = list(zip(config.num_classes, config.samples_per_class, config.dim, strict=True))
-    figure = Figure(figsize=(1.5 + 4 * len(settings), 3.8))
     seconds, ours = _medians(data), _is_ours(data)
     where = np.arange(len(ours))
+    figure = Figure(figsize=(1.5 + 4 * len(settings), 1.4 + 0.16 * len(where)))
     for i, (axes, (k, n, d)) in enumerate(
         zip(figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True)
     ):
         there = np.isfinite(seconds[i])
-        axes.barh(where[there], seconds[i][there], color=np.where(ours, "C0", "0.6")[there])
+        # No bars: on a logarithmic axis their lengths would mean nothing.
+        axes.scatter(seconds[i][there], where[there], color=np.where(ours, "C0", "0.4")[there])
         for j in where[~there]:
             axes.text(
                 0.02,
