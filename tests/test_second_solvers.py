@@ -55,9 +55,10 @@ def test_every_beta_rule_is_that_of_pymanopt(rule):
 @pytest.mark.parametrize("problem", few(1, **PROBLEMS))
 def test_trust_region_makes_the_steps_of_pymanopt(problem):
     point = problem.random_point(jax.random.key(0), DIM)
-    theirs = pymanopt_trust_region_costs(problem, point, range(1, 9))
+    some = [1, 4, 8]  # Each makes a run of its own.
+    theirs = pymanopt_trust_region_costs(problem, point, some)
     ours = costs_of(problem, point, ufm.solvers.trust_region(theta=1.0), 8)
-    np.testing.assert_allclose(ours[1:], theirs, rtol=1e-8)
+    np.testing.assert_allclose(np.asarray(ours)[some], theirs, rtol=1e-8)
 
 
 @pytest.mark.parametrize("tau", few(1, 5.0, 0.5, 1.0))

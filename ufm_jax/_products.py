@@ -4,13 +4,13 @@ On TPUs, and on GPUs with Tensor cores, JAX's default float32 product rounds its
 TF32, and solvers stall far from the minimum. Every product of the library goes through this module.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 _MOST_PARTS = 64
 """Parts into which a long float32 sum is cut; more gain little and cost products of few rows."""
-_FEWEST_ROWS = 32
-"""Of a part: so few lose nothing that parts of them would keep."""
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -25,25 +25,16 @@ def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     thousands of terms loses two digits where neighbouring rows are alike, as samples of a collapsed class
     are, because then all roundings go one way; so each part takes rows far from each other.
     """
-    # Their products are together at most twice as large as `b`.
-    parts = min(_MOST_PARTS, 2 * len(a) // a.shape[1], len(a) // _FEWEST_ROWS)
+    # A power of two, whose products are together at most twice as large as `b`.
+    parts = min(_MOST_PARTS, 2 ** int(math.log2(max(1, 2 * len(a) // a.shape[1]))))
     if jnp.finfo(a.dtype).bits >= 64 or parts < 2:
         return _transposed_matmul(a, b)
     padding = -len(a) % parts
     a, b = (jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, parts, x.shape[1]) for x in (a, b))
-
-    def at_once(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.sum(jax.vmap(_transposed_matmul, in_axes=1)(a, b), axis=0)
-
-    def in_turn(a: jax.Array, b: jax.Array) -> jax.Array:
-        def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-            return total + _transposed_matmul(a[:, i], b[:, i]), None
-
-        zero = jnp.zeros((a.shape[2], b.shape[2]), a.dtype)
-        return jax.lax.scan(add, zero, jnp.arange(parts))[0]
-
-    # A CPU makes a batch of products three times slower than one after the other.
-    return jax.lax.platform_dependent(a, b, cpu=in_turn, default=at_once)
+    products = jax.vmap(_transposed_matmul, in_axes=1)(a, b)
+    while len(products) > 1:  # On CPUs `jnp.sum` over them takes longer than they did.
+        products = products[::2] + products[1::2]
+    return products[0]
 
 
 def _transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
