@@ -1,7 +1,7 @@
-"""Runs the default tests on every supported Python: `make test-versions`.
+"""Runs the default tests on every supported Python: `make test-versions`, which compiles quickly.
 
-    python tests/versions.py                                  # all of them
-    python tests/versions.py --python 3.11 tests/test_losses.py
+    make test-versions                                        # all of them
+    make test-versions ARGS="--python 3.11 tests/test_losses.py"
 
 The first Python gets the oldest versions that pyproject.toml names, the others the newest there are. Each
 has an environment of its own in .venv-VERSION. What is not installed is skipped.
