@@ -48,8 +48,8 @@ record: $(READY)  ## Keep the results in docs/results.md and docs/record (10 s)
 	@$(BIN)/python -m experiments record $(ARGS)
 
 # Most of these tests' time is compiling, and what they compile runs once. The slow ones compile as users do.
-test test-versions: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
-test test-versions: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+test: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
+test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
 test: $(READY)  ## Tests without the slow ones (4 to 8 min)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations 40 --durations-min 5 $(ARGS)
