@@ -27,10 +27,10 @@ QUICKLY = {
 def main(arguments: list[str]) -> int:
     """Tests each Python, says how it went, and returns 1 if tests of one failed."""
     parser = argparse.ArgumentParser(description="Arguments that are not listed here are pytest's.")
-    parser.add_argument("--python", nargs="+", choices=PYTHONS, default=list(PYTHONS))
+    parser.add_argument("--python", action="append", choices=PYTHONS, help="one of them; may be repeated")
     chosen, for_pytest = parser.parse_known_args(arguments)
     outcomes = []
-    for version in chosen.python:
+    for version in chosen.python or PYTHONS:
         title = f"Python {version}, {PYTHONS[version]} dependencies"
         python = interpreter(version)
         if python is None:

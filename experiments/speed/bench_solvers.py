@@ -194,12 +194,12 @@ def _in_pieces(
 
 def _ours(config: Config, problem: ufm.Problem, solver: ufm.solvers.Solver) -> Solve:
     manifold = problem.manifold
-    is_plain = isinstance(manifold, ufm.manifolds.Oblique)
+    weights = manifold.weights if isinstance(manifold, ufm.manifolds.Weighted) else None
 
     def is_there(iterate: ufm.solvers.Iterate) -> jax.Array:
         # Whatever the metric of the problem, the yardstick is the plain one, and its gradient that of the
         # weighted metric times the weights.
-        gradient = jax.tree.map(lambda w, g: w * g, manifold.weights, iterate.gradient)
+        gradient = jax.tree.map(lambda w, g: w * g, weights, iterate.gradient)
         return optax.tree.norm(gradient) <= config.tolerance
 
     def piece(state: Any, steps: Any) -> tuple[Any, jax.Array, jax.Array]:
@@ -208,8 +208,8 @@ def _ours(config: Config, problem: ufm.Problem, solver: ufm.solvers.Solver) -> S
             state,
             solver,
             max_steps=steps,
-            tolerance=config.tolerance if is_plain else 0.0,
-            until=None if is_plain else is_there,
+            tolerance=config.tolerance if weights is None else 0.0,
+            until=None if weights is None else is_there,
         )
         return result.state, result.steps, result.status == ufm.Status.OUT_OF_STEPS
 
