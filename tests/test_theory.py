@@ -111,7 +111,7 @@ def test_collapse_in_k_minus_1_dimensions_attains_the_minima():
         (ufm.losses.label_smoothing, 2.7, theory.label_smoothing_minimum(4, 2.7)),
     ]:
         problem = ufm.normalized(labels, 4, loss=loss, tau=tau)
-        np.testing.assert_allclose(problem.cost(point), minimum, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(problem.cost(point), minimum, rtol=1e-12, atol=1e-16)
         assert ufm.landscape.optimality_gap(problem, point) < 1e-14
     assert 2.7 < theory.label_smoothing_threshold(4) < 2.75
 

@@ -411,7 +411,7 @@ def test_blocks_of_pairs_are_the_whole(seed, scale):
             pairs.ENTRIES = before
     np.testing.assert_allclose(whole[0], blocks[0], rtol=1e-12)
     # Directions are rounded to 1e-16, and two of them are 1e-9 apart.
-    np.testing.assert_allclose(whole[1:], blocks[1:], rtol=1e-7)
+    np.testing.assert_allclose(whole[1:], blocks[1:], rtol=1e-8)
     squares = np.sum((means[:, None] - means) ** 2, -1) + np.eye(7)
     expected = (variances[:, None] + variances) / (2 * squares) * (1 - np.eye(7))
     np.testing.assert_allclose(whole[0], expected.sum(1) / 6, rtol=1e-9)
