@@ -385,6 +385,16 @@ def plot(config: Config, data: Data) -> Figure:
         there = np.isfinite(seconds[i])
         # No bars: on a logarithmic axis their lengths would mean nothing.
         axes.scatter(seconds[i][there], where[there], color=np.where(ours, "C0", "0.4")[there])
+        for j in where[there]:
+            # Within one decade the axis has hardly a number.
+            axes.annotate(
+                f"{seconds[i, j]:.3g}",
+                (seconds[i, j], j),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="x-small",
+            )
         for j in where[~there]:
             axes.text(
                 0.02,
@@ -393,7 +403,7 @@ def plot(config: Config, data: Data) -> Figure:
                 transform=axes.get_yaxis_transform(),
                 va="center",
             )
-        axes.set(xscale="log", xlabel="seconds", title=f"K={k}, n={n}, d={d}")
+        axes.set(xscale="log", xlabel="seconds", title=f"K={k}, n={n}, d={d}", xmargin=0.2)
         axes.set_yticks(where, [str(name).replace("_", " ") for name in data["contender"]])
     axes.set_ylim(len(where) - 0.5, -0.5)  # Of all panels, which share it.
     figure.suptitle(f"Seconds to a gradient norm of {config.tolerance:g}", fontsize=10)
