@@ -103,7 +103,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "error: no Python 3.11 or newer found; name one with 'make PYTHON=/path/to/python ...'." >&2; \
 	  exit 2; \
 	fi; \
-	if ! $(BIN)/python -c '' 2>/dev/null; then $$python -m venv --clear $(VENV); fi
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $$python -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -57,10 +57,25 @@ def test_a_damaged_newest_falls_back_and_says_so(saved, damage, capsys):
     assert "the checkpoint after epoch 3 is damaged" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_shape_is_not_used(saved):
-    assert (
-        Checkpoints(saved, seconds=0).restore({"a": np.zeros(2), "b": [np.zeros(1), np.zeros(1)]}) is None
-    )
+@pytest.mark.parametrize(
+    "like", [{"a": np.zeros(2), "b": [np.zeros(1), np.zeros(1)]}, tree(0) | {"c": np.zeros(1)}]
+)
+def test_checkpoints_of_another_layout_are_refused_and_stay(saved, like):
+    with pytest.raises(ValueError, match="hold other arrays than this code makes"):
+        Checkpoints(saved, seconds=0).restore(like)
+    assert_is(reopened(saved), 3)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError("not now")])
+def test_what_is_no_damage_leaves_checkpoints_alone(saved, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_read", fails)
+        with pytest.raises(type(error)):
+            reopened(saved)
+    assert_is(reopened(saved), 3)
 
 
 def test_a_checkpoint_is_due_when_its_time_has_passed(tmp_path):

@@ -118,7 +118,7 @@ def test_figures_share_what_is_the_same_network():
     assert len(normalized) == 3
     assert {network.tau for network in normalized if network in sweep} == {1.0, 5.0}
     # The regularized model has no temperature; and a second trial adds to the first.
-    at_other_tau = dataclasses.replace(comparison, tau=(10.0,), trials=2, at_once=2, checkpoint_seconds=1)
+    at_other_tau = dataclasses.replace(comparison, tau=(10.0,), trials=2, checkpoint_seconds=1)
     shared = set(fig6.needed(comparison)) & set(fig6.needed(at_other_tau))
     assert [network.tau for network in shared] == [None]
     # Table 2 measures the test set as well.
@@ -136,19 +136,6 @@ def test_networks_that_were_stopped_continue_and_finished_ones_stay(tiny, tmp_pa
     assert_same(found, whole)
     assert_same(tiny(tmp_path / "stopped", 5.0, stop=0)[0], {k: v[2:] for k, v in whole.items()})
     assert [f.name for f in (tmp_path / "stopped" / "networks" / ".training").iterdir()] == []
-
-
-@pytest.mark.slow
-def test_a_batch_of_networks_is_kept_one_by_one(tiny, tmp_path):
-    assert tiny(tmp_path, 1.0, 5.0, stop=2, at_once=2)[0] is None
-    assert tiny(tmp_path, 1.0, stop=1)[0] is None
-    # One has come further by now, so that they are two programs from here on.
-    found, trained = tiny(tmp_path, 1.0, 5.0, at_once=2)
-    assert trained == 1 + 2
-    alone = tiny(tmp_path / "alone", 1.0, 5.0)[0]
-    for name in alone:
-        np.testing.assert_allclose(found[name], alone[name], rtol=0.02, atol=1e-4, err_msg=name)
-    assert len(list((tmp_path / "networks").glob("*.npz"))) == 2
 
 
 def test_folders_brought_together_are_one_run(tiny, tmp_path):

@@ -75,6 +75,8 @@ def parts(setting: Setting) -> Iterator[Callable]:
 
 def check(setting: Setting, config: Config) -> None:
     check_ufm(config)
+    _checks.at_least("at_num_classes", config.at_num_classes, 2)
+    _checks.positive("at_tau", config.at_tau)
     check_ufm(dataclasses.replace(config, num_classes=(config.at_num_classes,), tau=(config.at_tau,)))
     _checks.at_least("tolerance", config.tolerance, 0)
     # The theory knows the ranges of its own parameters.

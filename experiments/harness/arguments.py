@@ -31,10 +31,10 @@ def parse(
     except SystemExit as exit_request:
         if exit_request.code == 0:
             raise
-        raise ValueError(_in_plain_words(complaint.getvalue(), type(default), name)) from None
+        raise ValueError(_in_plain_words(complaint.getvalue(), type(default), name, arguments)) from None
 
 
-def _in_plain_words(box: str, kind: type, name: str) -> str:
+def _in_plain_words(box: str, kind: type, name: str, arguments: Sequence[str]) -> str:
     """The message of the box in which tyro reports an error, as one sentence on the fields."""
     # A title, then paragraphs between rules; drawn with other characters where UTF-8 is not spoken.
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
@@ -43,6 +43,8 @@ def _in_plain_words(box: str, kind: type, name: str) -> str:
 
     if unknown := re.match(r"Unrecognized options: ([^,\s]+)", message):
         field = re.split(r"[=,]", unknown[1].lstrip("-"))[0]
+        if of := _field_before(unknown[1], arguments):
+            return f"--{of} takes {_what_it_takes(kind, of)}, but got also '{unknown[1]}'."
         near = re.findall(r"Perhaps you meant: --(\S+)", " ".join(rest))
         near += difflib.get_close_matches(field.lower(), get_type_hints(kind), n=1)
         hint = f"did you mean --{near[0]}?" if near else "--help lists the fields."
@@ -58,8 +60,25 @@ def _in_plain_words(box: str, kind: type, name: str) -> str:
             f"{choice[2]} must be {'one of ' * (len(allowed) > 1)}{', '.join(allowed)}, but is {choice[1]}."
         )
     if value := re.match(r"Error parsing --(\w+): .*?((?:'[^']*'(?:, )?)+)", message):
-        type_name = str(get_type_hints(kind).get(value[1]))
-        what = "integer" if "int" in type_name else "number" if "float" in type_name else "value"
-        what = f"{what}s with spaces between" if "tuple" in type_name else f"one {what}"
-        return f"--{value[1]} takes {what}, but got {value[2]}."
+        return f"--{value[1]} takes {_what_it_takes(kind, value[1])}, but got {value[2]}."
     return message
+
+
+def _field_before(value: str, arguments: Sequence[str]) -> str | None:
+    """The field that `value` was meant for; None where it is no value, or no field is before it."""
+    last = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            last = argument.lstrip("-").partition("=")[0]
+        if value in (argument, argument.partition("=")[2]):
+            return None if argument == value and value.startswith("-") else last
+    return None
+
+
+def _what_it_takes(kind: type, field: str) -> str:
+    """How many values of which kind a field of the dataclass `kind` takes, in words."""
+    type_name = str(get_type_hints(kind).get(field))
+    if "bool" in type_name:
+        return "no value"
+    what = "integer" if "int" in type_name else "number" if "float" in type_name else "value"
+    return f"{what}s with spaces between" if "tuple" in type_name else f"one {what}"

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.harness import writing
+
 _IN_TURN = threading.Lock()
 """Held while Orbax works, which counts its operations for the whole process."""
 
@@ -42,7 +44,7 @@ class Checkpoints:
         """Keeps the pytree of arrays `tree` as the state after `step`."""
         arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
         save = self._ocp.args
-        digest = {"sha256": _digest(arrays)}
+        digest = {"sha256": _digest(arrays), "layout": _layout(arrays)}
         with _IN_TURN:
             self._manager.save(
                 step,
@@ -59,13 +61,20 @@ class Checkpoints:
 
         Returns:
             None if there is no such checkpoint. Damaged ones are named on stderr and removed.
+
+        Raises:
+            ValueError: a checkpoint is whole, but of arrays of another layout.
         """
         leaves, structure = jax.tree.flatten(like)
         template = {str(i): np.empty(x.shape, x.dtype) for i, x in enumerate(leaves)}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 arrays = self._read(step, template)
+            except _OtherLayoutError:
+                raise
             except Exception as error:  # Orbax raises whatever its readers meet.
+                if not writing.tells_of_damage(error):
+                    raise
                 reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)
                 print(f"the checkpoint after epoch {step} is damaged ({reason}): skipped.", file=sys.stderr)
                 self._manager.delete(step)
@@ -74,20 +83,33 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, template: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        restore = self._ocp.args
-        arguments = restore.Composite(
-            arrays=restore.StandardRestore(template), digest=restore.JsonRestore()
-        )
+        args = self._ocp.args
         with _IN_TURN:
-            found = self._manager.restore(step, args=arguments)
+            digest = self._manager.restore(step, args=args.Composite(digest=args.JsonRestore())).digest
+        # Those of earlier code do not say their layout.
+        if digest.get("layout", _layout(template)) != _layout(template):
+            raise _OtherLayoutError(
+                f"the checkpoints in '{self._manager.directory}' hold other arrays than this code makes "
+                "with these versions of Flax and optax: go on with those that made them, or remove it."
+            )
+        with _IN_TURN:
+            found = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(template)))
         arrays = {name: np.asarray(x) for name, x in found["arrays"].items()}
-        if found["digest"]["sha256"] != _digest(arrays):
+        if digest["sha256"] != _digest(arrays):
             raise ValueError("its digest differs")
         return arrays
 
     def close(self) -> None:
         """Ends the work with the folder."""
         self._manager.close()
+
+
+class _OtherLayoutError(ValueError):
+    """A checkpoint is of arrays of another layout."""
+
+
+def _layout(arrays: dict[str, np.ndarray]) -> list[str]:
+    return [f"{name} {x.dtype} {x.shape}" for name, x in sorted(arrays.items())]
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

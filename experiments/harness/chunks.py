@@ -34,9 +34,9 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
         try:
             with stream, np.load(stream, allow_pickle=False) as arrays:
                 return dict(arrays)  # Zip archives carry checksums.
-        except MemoryError:
-            raise
         except Exception as error:  # NumPy raises whatever its readers meet.
+            if not writing.tells_of_damage(error):
+                raise
             print(f"\nthe kept chunk {file} is damaged ({error}): its trials run again.", file=sys.stderr)
             file.unlink()
             raise KeyError(name) from None

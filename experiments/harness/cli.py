@@ -59,6 +59,14 @@ usage: python -m experiments NAME [--field value ...]
   record                  keep the results in the documents
 """
 
+_STATUS_USAGE = """\
+usage: python -m experiments networks-status [NAME] [--field value ...]
+
+Which networks are finished, in training or missing, and the time that is left.
+The fields are those of the experiment NAME, and without it those that all of
+these have: \
+"""
+
 _EXIT_CODES = """\
 Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a
 traceback, or (also 134) another process of the run was lost; 2 bad input, with
@@ -126,13 +134,16 @@ def _networks_status(catalog: Mapping[str, Experiment], arguments: Sequence[str]
                 f"networks-status takes one of {', '.join(needed)}, or none of them, but got '{name}'."
             )
         needed = {name: needed[name]}
+    elif {"-h", "--help"} & {*arguments}:
+        print(f"{_STATUS_USAGE}{', '.join(needed)}.")
+        return 0
     _set_up_jax("float32")
     try:
-        for name, of_config in needed.items():
-            config = _parse(catalog[name], arguments)
-            print(status.text(name, config.out, of_config(config)))
+        configs = {name: _parse(catalog[name], arguments) for name in needed}
+        texts = [status.text(name, config.out, needed[name](config)) for name, config in configs.items()]
     except ValueError as error:
         return _bad_input(str(error))
+    print("\n".join(texts))
     return 0
 
 
@@ -148,7 +159,7 @@ def _is_begun(experiment: Experiment, config: Any) -> bool:
     trained = _trained(experiment, config)
     if trained is None:
         return writing.run_folder(config, experiment.name).exists()
-    return trained["count"] > 0
+    return trained["seconds"] > 0
 
 
 def listing(catalog: Mapping[str, Experiment]) -> str:
@@ -195,7 +206,7 @@ def run(experiment: Experiment, config: Any) -> None:
     If several processes share the run, all compute, and only the first does the rest.
     """
     start = time.perf_counter()
-    earlier = _trained(experiment, config)
+    provenance.git()  # That of the start is kept.
     chunk_folder = [chunks.of_run(experiment.name, config)] if experiment.resumable else []
     with _progress_bar(experiment.name, config.quiet or not processes.is_first()) as progress:
         data = experiment.run(config, progress, *chunk_folder)
@@ -204,10 +215,8 @@ def run(experiment: Experiment, config: Any) -> None:
     claims = experiment.claims(config, data)
     with mpl.rc_context(plotting.STYLE):
         figure = experiment.plot(config, data)
-        trained = _trained(experiment, config)
-        if trained and earlier:
-            trained["earlier_seconds"] = earlier["seconds"]
         seconds = time.perf_counter() - start
+        trained = _trained(experiment, config)
         picture = writing.write(experiment, config, data, claims, figure, seconds, trained)
     writing.remove_run_folder(config, experiment.name)
     if not config.quiet:

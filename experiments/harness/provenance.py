@@ -1,6 +1,7 @@
 """Where results come from: versions, the machine and its devices, the commit."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -55,8 +56,12 @@ def _processor() -> str | None:
     return platform.processor() or None
 
 
+@functools.cache
 def git() -> dict[str, Any] | None:
-    """The commit of the checkout this code runs from and whether it has changes; None outside one."""
+    """The commit of the checkout this code runs from and whether it has changes; None outside one.
+
+    As it was at the first call: a run may go on while its files are edited.
+    """
 
     def ask(*arguments: str) -> str:
         here = Path(__file__).parent

@@ -77,11 +77,11 @@ class Run:
 
     @property
     def time(self) -> str:
-        """How long it took, with the training of the networks that were there before it."""
-        seconds = self.summary.get("seconds")
+        """How long it took; of networks the training of all together, whoever trained them and when."""
+        seconds = self._networks.get("seconds", self.summary.get("seconds"))
         if not isinstance(seconds, int | float):
             return "unknown"
-        return duration(seconds + self._networks.get("earlier_seconds", 0))
+        return duration(seconds) + (" of training" if self._networks else "")
 
     @property
     def hardware(self) -> str:

@@ -96,7 +96,10 @@ def recorded(docs: Path) -> list[Run]:
     folder = docs / "record"
     found = []
     for file in folder.rglob("*.json"):
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"'{file}' is damaged ({error})") from None
         place = file.relative_to(folder).as_posix().removesuffix(".json")
         found.append(reading.from_summary(place, summary, summary.get("table")))
     return reading.in_order(found)
@@ -156,6 +159,7 @@ def main(arguments: Sequence[str]) -> int:
         results, docs = expanded(options.results), expanded(options.docs)
         if not (docs / "record" / "remarks.toml").is_file():
             raise ValueError(f"there is no '{docs}/record/remarks.toml'")
+        recorded(docs)  # What is wrong there is said before anything is written.
         # Without results the document is made again from the record.
         skipped = keep(results, docs) if results.is_dir() else []
         text = document(docs)

@@ -129,9 +129,9 @@ class Store:
                 raise ValueError("it does not say that it holds this network")
             if not history or any(values.shape != (network.epochs,) for values in history.values()):
                 raise ValueError("it does not hold every epoch")
-        except MemoryError:
-            raise
         except Exception as error:  # NumPy raises whatever its readers meet.
+            if not writing.tells_of_damage(error):
+                raise
             print(f"\n'{file}' is damaged ({error}): the network is trained again.", file=sys.stderr)
             return None
         return history
@@ -231,7 +231,9 @@ def read_record(file: Path) -> Record | None:
             record = json.loads(file.read_bytes())
         known = {"network": dict, "epochs": int, "seconds": float, "made_by": list}
         return record if all(isinstance(record[name], kind) for name, kind in known.items()) else None
-    except Exception:  # As above.
+    except Exception as error:  # As above.
+        if not writing.tells_of_damage(error):
+            raise
         return None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -67,7 +68,8 @@ def run_folder(config: Config, name: str) -> Path:
     """
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL}
     deciding = [json.dumps(fields, sort_keys=True, default=str), jax.__version__, jax.default_backend()]
-    return config.out / f".{name}-checkpoints" / _digest_with_code("".join(deciding).encode())
+    digest = hashlib.sha256("".join([*deciding, _code_digest()]).encode()).hexdigest()[:12]
+    return config.out / f".{name}-checkpoints" / digest
 
 
 def remove_run_folder(config: Config, name: str) -> None:
@@ -78,12 +80,19 @@ def remove_run_folder(config: Config, name: str) -> None:
         folder.parent.rmdir()
 
 
-def _digest_with_code(text: bytes) -> str:
-    hasher = hashlib.sha256(text)
+@functools.cache
+def _code_digest() -> str:
+    """A digest of this code to the letter, as it was at the first call."""
+    hasher = hashlib.sha256()
     for package in (ufm_jax, nets, experiments):
         for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             hasher.update(file.read_bytes())
-    return hasher.hexdigest()[:12]
+    return hasher.hexdigest()
+
+
+def tells_of_damage(error: Exception) -> bool:
+    """Whether what a reader raised is about the file, not about memory or a disk that does not answer."""
+    return isinstance(error, FileNotFoundError) or not isinstance(error, MemoryError | OSError)
 
 
 def write_file(path: Path, content: bytes) -> None:

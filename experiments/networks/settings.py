@@ -32,8 +32,6 @@ class NetworkConfig(Config):
     """Samples of a step."""
     trials: int = 1
     """Networks trained in each setting, from different seeds."""
-    at_once: int = 1
-    """Networks of a setting trained as one batched program on each device."""
     data_parallel: int = 1
     """Devices that share every batch of each network; they must not be more than there are."""
     batch_norm: training.BatchNorm = "global"
@@ -73,7 +71,7 @@ class VariantConfig(NetworkConfig):
 def check(config: NetworkConfig) -> None:
     """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
     _checks.within("seed", config.seed, 0, 2**31 - 1)
-    lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "at_once": 1, "data_parallel": 1}
+    lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "data_parallel": 1}
     for name, low in lowest.items():
         _checks.at_least(name, getattr(config, name), low)
     for name in ("samples_per_class", "checkpoint_seconds"):
@@ -109,6 +107,7 @@ def training_split(config: NetworkConfig) -> datasets.Split:
 
 def seeds(config: NetworkConfig) -> list[int]:
     """One seed for each trial; those of fewer trials are the first of more."""
+    _checks.at_least("trials", config.trials, 1)
     return np.random.default_rng(config.seed).integers(0, 2**31 - 1, config.trials, np.int32).tolist()
 
 
