@@ -304,3 +304,108 @@ def test_labels_that_are_known_inside_jit_are_checked_there():
 
     cost(FEATURES)
     assert seen == [True]
+
+
+def test_what_is_no_number_stays_none_with_few_dimensions():
+    """For K > 2d the distances to the simplex took a NaN for W = 0, and a diverged network logged 1."""
+    W = np.random.default_rng(0).normal(size=(10, 2))
+    for wrong in (np.nan, np.inf):
+        broken = W.copy()
+        broken[3, 1] = wrong
+        assert np.isnan(ufm.metrics.nc2(broken))
+    assert ufm.metrics.nc2(np.zeros((10, 2))) == 1
+    labels = jnp.repeat(jnp.arange(9), 4)  # Class 9 has no sample.
+    H = jnp.asarray(np.random.default_rng(1).normal(size=(36, 2)))
+    found = jax.jit(lambda H, labels: ufm.streaming.measure(jnp.asarray(W), H, labels))(H, labels)
+    assert np.isnan(found["nc3"])
+    assert np.isnan(found["nc2_means"])
+
+
+@pytest.mark.parametrize("scale", [1e-23, 1e-20, 1.0, 1e19])
+def test_the_nearest_mean_is_found_at_any_scale(scale):
+    W = ufm.theory.simplex_etf(10, 12).astype(jnp.float32)
+    labels = np.arange(20) % 10
+    H = W[labels] * jnp.float32(scale)
+    assert ufm.metrics.nc4(W, H, labels) == 1
+    assert ufm.streaming.measure(W, H, labels)["nc4"] == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_probabilities_may_be_rounded_to_the_dtype_of_the_logits(dtype):
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), 50)
+    losses = ufm.losses.cross_entropy(jnp.zeros((50, 3), dtype), targets)
+    np.testing.assert_allclose(losses.astype(float), np.log(3), rtol=2 * float(jnp.finfo(dtype).eps))
+    with pytest.raises(ValueError, match="rows of probabilities"):
+        ufm.losses.cross_entropy(jnp.zeros((50, 3), dtype), 1.02 * targets)
+
+
+def test_a_threshold_of_many_samples_is_a_number():
+    with jax.enable_x64(False):
+        assert ufm.theory.minority_collapse_threshold(50_000, 1e-4, 1e-4) == pytest.approx(25)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: ufm.metrics.measure(np.ones((4, 3)), [0, 0, 0, 0], num_classes=1),
+            "num_classes must be finite and at least 2, but is 1",
+        ),
+        (
+            lambda: ufm.theory.collapse_rates(ufm.theory.collapse_spectrum(10, 5, 32, 1000.0)),
+            "step must be given where no eigenvalue is positive: .* underflows in float64",
+        ),
+        (
+            lambda: ufm.theory.collapse_rates(ufm.theory.collapse_spectrum(2, 1, 1, 1.0)),
+            "step must be given where no eigenvalue is positive: nothing moves",
+        ),
+        (
+            lambda: ufm.theory.regularized_minimizer(3, 2, 3, jnp.array([1e-2, 1e-3]), 1e-2),
+            r"weight_decay must be a scalar, but has shape \(2,\)",
+        ),
+        (
+            lambda: ufm.landscape.optimality_gap(ufm.deep.problem([0, 1, 2], 3, [1e-3], 1e-3), None),
+            "the gap is known for problems of ufm.normalized and ufm.regularized",
+        ),
+        (
+            lambda: ufm.minimize(
+                ufm.Objective(lambda x: jnp.sum(jnp.ones(2, "float64") * x**2), ufm.manifolds.Euclidean()),
+                jnp.ones(2, "float32"),
+                ufm.solvers.lbfgs(),
+            ),
+            "the cost of a float32 point must be float32, but is float64: cast its constants",
+        ),
+        (
+            lambda: ufm.minimize(
+                ufm.Objective(lambda x: x[0] ** 2 + x[1] ** 2, ufm.manifolds.Euclidean()),
+                [0.5, 1.0],
+                ufm.solvers.lbfgs(),
+            ),
+            "the point must hold floating arrays of one dtype, but has float",
+        ),
+    ],
+)
+def test_corners_that_ended_in_other_errors_are_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+class _TwiceTheGradient(ufm.Objective):
+    def euclidean_gradient(self, evaluation):
+        return 2 * evaluation.cache
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9, 1e-12, 1e-15])
+def test_derivatives_of_a_small_cost_are_told_apart_from_wrong_ones(size):
+    manifold, key = ufm.manifolds.Oblique(), jax.random.key(1)
+    point = manifold.random_point(jax.random.key(0), jnp.zeros((2, 3)))
+    right = ufm.Objective(lambda x: size * jnp.sum(x**3), manifold)
+    assert ufm.riemannian.check_gradient(right, point, key).passed
+    assert ufm.riemannian.check_hessian(right, point, key).passed
+    twice = _TwiceTheGradient(lambda x: size * jnp.sum(x**3), manifold)
+    assert "is wrong" in ufm.riemannian.check_gradient(twice, point, key).message
+    # Of a cost of 1 the small part is lost to rounding, and nothing can be said.
+    lost = ufm.Objective(lambda x: 1 + 1e-14 * jnp.sum(x**3), manifold)
+    found = ufm.riemannian.check_gradient(lost, point, key)
+    assert not found.passed
+    assert "cannot be told" in found.message

@@ -205,3 +205,72 @@ class TestSmoothness:
     def test_log_undoes_exp(self, t):
         v = jax.tree.map(lambda v: t * v, Oblique().random_tangent(jax.random.key(1), self.x[:1]))
         np.testing.assert_allclose(Oblique().log(self.x[:1], Oblique().exp(self.x[:1], v)), v, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_long_tangent_of_stiefel_ends_on_it(dtype, key):
+    """Blocks of the matrix exponential that differ by |v|^2 lost digits from |v| = 100 on, and then all."""
+    manifold = ufm.manifolds.Stiefel()
+    point = manifold.random_point(key, jnp.zeros((6, 3), dtype))
+    tangent = manifold.random_tangent(jax.random.key(1), point)
+    for length in (1.0, 100.0, 1500.0):
+        end = manifold.exp(point, length * tangent)
+        error = np.linalg.norm(end.T @ end - np.eye(3))
+        assert error < 1e3 * jnp.finfo(dtype).eps * max(1, length / 10), length
+
+
+@pytest.mark.parametrize("near", [1e-3, 1e-4, 1e-6, 0.0])
+def test_the_logarithm_near_the_antipode_has_the_length_of_the_distance(near):
+    x = jnp.array([[0.6, 0.8, 0.0]], jnp.float32)
+    y = normalize(-x + near * jnp.array([[0.0, 0.0, 1.0]], jnp.float32))
+    log = Oblique().log(x, y)
+    if near == 0:
+        assert not np.any(log)  # Every direction leads there.
+        return
+    np.testing.assert_allclose(np.linalg.norm(log), Oblique().distance(x, y), rtol=1e-6)
+    np.testing.assert_allclose(Oblique().exp(x, log), y, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype", "is_on"),
+    [
+        (jnp.zeros(512), "float64", False),
+        (1.0001, "float64", False),
+        (1.05, "float32", False),
+        (1 + 1e-6, "float64", True),
+        (1.001, "float32", True),
+        (jnp.nan, "float64", True),
+    ],
+)
+def test_one_row_off_the_sphere_is_off_in_any_size(row, dtype, is_on, key):
+    """Zero is a critical point of many costs: a start there would be called converged."""
+    rows = Oblique().random_point(key, jnp.zeros((500, 512), dtype))
+    rows = rows.at[3].set(row if np.ndim(row) else rows[3] * jnp.asarray(row, dtype))
+    if is_on:
+        Oblique().check_point(rows)
+    else:
+        with pytest.raises(ValueError, match="must lie on the manifold Oblique"):
+            Oblique().check_point(rows)
+
+
+def test_a_weighted_manifold_is_a_tree_of_anything_and_made_of_positive_numbers():
+    weighted = ufm.manifolds.Weighted(Euclidean(), 2.0)
+    zero = jax.tree.map(jnp.zeros_like, weighted)
+    assert zero.weights == 0
+    problem = ufm.normalized(ufm.balanced_labels(3, 2), 3, classifier_weight=2.0)
+    point = problem.random_point(jax.random.key(0), 4)
+    slope = jax.grad(lambda p: p.cost(point), allow_int=True)(problem)
+    assert np.isfinite(slope.tau)
+    axes = jax.tree.map(lambda _: 0, weighted)
+    norms = jax.vmap(lambda m, v: m.norm(v, v), in_axes=(axes, None))(
+        ufm.manifolds.Weighted(Euclidean(), jnp.array([1.0, 4.0])), jnp.array([3.0, 4.0])
+    )
+    np.testing.assert_allclose(norms, [5, 10])
+    for wrong in (0.0, -1, np.float32(-1), np.int64(0), jnp.array([1.0, -2.0])):
+        with pytest.raises(ValueError, match="a weight of the metric must be positive"):
+            ufm.manifolds.Weighted(Euclidean(), wrong)
+
+
+def test_weights_of_integer_vectors_are_not_rounded():
+    weighted, two = ufm.manifolds.Weighted(Euclidean(), 0.25), jnp.array([2, 0])
+    assert weighted.inner_product(two, two, two) == 1.0

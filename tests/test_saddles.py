@@ -115,6 +115,15 @@ def test_bad_input_is_one_sentence(call, message):
         call()
 
 
+def test_critical_points_are_found_in_any_metric():
+    """The Hessian is symmetric in the metric alone: by Euclidean inner products 60 steps ended at 1e-3."""
+    problem = ufm.normalized(ufm.balanced_labels(4, 3), 4, tau=2.0, classifier_weight=30.0)
+    for seed in range(4):
+        start = problem.random_point(jax.random.key(seed), 6)
+        found = saddles.find_critical_point(problem, start, max_steps=30, tolerance=1e-12)
+        assert found.gradient_norm < 1e-12, seed
+
+
 @pytest.mark.parametrize(
     ("problem", "message"),
     [

@@ -377,6 +377,8 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     References: Journee, Bach, Absil, Sepulchre, SIAM J. Optim. 2010; for the regularized model Zhu et al.,
     *A Geometric Analysis of Neural Collapse with Unconstrained Features*, NeurIPS 2021, Lemma C.3.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError("the gap is known for problems of ufm.normalized and ufm.regularized.")
     if problem.decay is None:
         _factors(problem, point)
         return _normalized_gap(problem, point)

@@ -198,7 +198,8 @@ def _probabilities(targets: jax.Array) -> jax.Array:
     """The targets, after a check that they are rows of probabilities."""
     if _checks.is_concrete(targets):
         found = np.asarray(targets, float)
-        if not (np.all(found >= 0) and np.allclose(found.sum(-1), 1, atol=1e-3)):
+        rounding = float(jnp.finfo(targets.dtype).eps)  # Of bfloat16 it is 0.008.
+        if not (np.all(found >= 0) and np.allclose(found.sum(-1), 1, atol=max(1e-3, rounding))):
             raise ValueError("targets must be rows of probabilities, at least 0 and of sum 1.")
     return targets
 

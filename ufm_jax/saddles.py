@@ -363,11 +363,18 @@ class _LeastGradient:
         # Steps are asked of the direction of the gradient: its own size would underflow when squared.
         unit = optax.tree.scale(1 / norm, old.gradient)
         hessian = problem.hessian(x)
-        # A vector that has left the tangent space by rounding would otherwise grow without bound.
-        linear = lambda v: manifold.project(x, hessian(manifold.project(x, v)))  # noqa: E731
-        normal = lambda v: optax.tree.add_scale(linear(linear(v)), damping * norm**2, v)  # noqa: E731
-        solution, _ = jax.scipy.sparse.linalg.cg(normal, linear(unit), tol=1e-8, maxiter=self.max_inner)
-        moved = manifold.retract(x, manifold.project(x, optax.tree.scale(-norm, solution)))
+
+        def linear(u: Point) -> Point:
+            """The Hessian in the coordinates in which it is symmetric in the Euclidean inner product."""
+            # A vector that has left the tangent space by rounding would otherwise grow without bound.
+            tangent = manifold.project(x, manifold.unwhiten(u))
+            return manifold.whiten(manifold.project(x, hessian(tangent)))
+
+        normal = lambda u: optax.tree.add_scale(linear(linear(u)), damping * norm**2, u)  # noqa: E731
+        right = linear(manifold.whiten(unit))
+        solution, _ = jax.scipy.sparse.linalg.cg(normal, right, tol=1e-8, maxiter=self.max_inner)
+        step = manifold.project(x, manifold.unwhiten(optax.tree.scale(-norm, solution)))
+        moved = manifold.retract(x, step)
         new = iterate_at(problem, problem.evaluate(moved))
         accepted = new.gradient_norm < norm
         kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)

@@ -212,7 +212,9 @@ def nc4(
     W = classifier(W)
     data = whole(features, labels, len(W), W.shape[1], "samples", absent)
     bias = None if bias is None else bias_of(bias, len(W))
-    near = jnp.asarray(data.kept)[nearest(data.centres.means, data.features)]
+    # About the global mean and in its unit, as the deviations are.
+    centred = data.centres.centred
+    near = jnp.asarray(data.kept)[nearest(centred, data.deviations + centred[data.labels])]
     agree = (decisions(widen(W), data.features, bias) == near).astype(data.features.dtype)
     share = _means(agree, data, per_class)
     return jnp.where(jnp.all(data.centres.counts > 0), share, jnp.nan).astype(W.dtype)
@@ -384,12 +386,12 @@ def distance_to_simplex(A: jax.Array, B: jax.Array) -> jax.Array:
     k, dim = A.shape
     if 2 * dim < k:
         squares = jnp.sum(matmul(A.T, A) * matmul(B.T, B))
-        # What remains where the columns of A and B are orthogonal is rounding.
-        rounding = dim * jnp.finfo(A.dtype).eps * jnp.sum(A**2) * jnp.sum(B**2)
-        norm = jnp.sqrt(jnp.where(squares > rounding, squares, 1))
+        # What remains where the columns of A and B are orthogonal is rounding; what is no number stays so.
+        is_zero = squares <= dim * jnp.finfo(A.dtype).eps * jnp.sum(A**2) * jnp.sum(B**2)
+        norm = jnp.sqrt(jnp.where(is_zero, 1, squares))
         on_simplex = (jnp.sum(A * B) - jnp.sum(jnp.sum(A, 0) * jnp.sum(B, 0)) / k) / np.sqrt(k - 1)
-        cosine = jnp.where(squares > rounding, on_simplex / norm, 0)
-        return jnp.sqrt(jnp.where(squares > rounding, 2, 1) - 2 * cosine)
+        cosine = jnp.where(is_zero, 0, on_simplex / norm)
+        return jnp.sqrt(jnp.where(is_zero, 1, 2) - 2 * cosine)
     gram = matmul(A, B.T)
     norm = jnp.linalg.norm(gram)
     simplex = (jnp.eye(k, dtype=gram.dtype) - 1 / k) / np.sqrt(k - 1)

@@ -253,6 +253,8 @@ def measure(
         outside = _finite("outside", _checks.matrix("outside", outside, columns=features.shape[1]))
     if num_classes is None and W is not None:
         num_classes = len(W)
+    if num_classes is not None:
+        _checks.at_least("num_classes", num_classes, 2)
     labels = np.asarray(_checks.class_labels(labels, num_classes, shape=features.shape[:1]))
     if num_classes is None:
         num_classes = int(labels.max()) + 1

@@ -256,7 +256,9 @@ def _taylor(name, model, objective, point, tangent, derivatives, residuals) -> T
     if degree == 2:
         polynomial += steps**2 / 2 * derivatives[1]
     errors = np.abs(np.asarray(costs - polynomial))
-    rounding = float(10 * jnp.finfo(dtype).eps * objective.rounding_size(objective.evaluate(point)))
+    # A scale of 1 is the default, and says nothing of a cost that stays far below it.
+    scale, size = objective.rounding_size(objective.evaluate(point)), jnp.max(jnp.abs(costs))
+    rounding = float(10 * jnp.finfo(dtype).eps * jnp.where(scale > 1, jnp.maximum(scale, size), size))
     slope, is_exact = _steadiest_slope(np.asarray(steps), errors, rounding)
     tolerance = float(jnp.finfo(dtype).eps) ** 0.5
     wrong = [f"it is {what} ({size:.2g})" for what, size in residuals.items() if not size <= tolerance]
@@ -264,6 +266,13 @@ def _taylor(name, model, objective, point, tangent, derivatives, residuals) -> T
     if not is_exact and not slope >= degree + 1 - 0.1:
         wrong.append(f"the error of the {model} model has slope {slope:.2f} and not {degree + 1}")
     message = f"The {name} is wrong: {', and '.join(wrong)}." if wrong else f"The {name} seems right."
+    changes = np.abs(np.asarray(costs - value))
+    if 0 < np.max(changes) <= 1e4 * rounding and np.isnan(slope):
+        wrong = ["unknown"]
+        message = (
+            f"The {name} cannot be told: the cost changes by {np.max(changes):.1g} at most, too little "
+            f"beside its rounding of {rounding:.1g}."
+        )
     return TaylorCheck(not wrong, message, slope, degree + 1.0, np.asarray(steps), errors, residuals)
 
 

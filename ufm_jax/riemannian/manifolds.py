@@ -250,7 +250,7 @@ class Manifold:
     def check_point(self, point: Tree) -> None:
         """Raises ValueError where `point` is off the manifold by more than rounding (outside `jit`).
 
-        The distance is that to `retract(point, 0)`.
+        The distance is that to `retract(point, 0)`, of each point of an array apart.
         """
         there = self.retract(point, optax.tree.zeros_like(point))
         # Under `jit` also what is made of known arrays is traced.
@@ -259,9 +259,13 @@ class Manifold:
         for (path, x), y in zip(
             jax.tree_util.tree_leaves_with_path(point), jax.tree.leaves(there), strict=True
         ):
-            distance = float(jnp.linalg.norm((x - y).ravel()))
+            inside = x.ndim if self.point_ndim is None else self.point_ndim
+            distances = jnp.sqrt(jnp.sum((x - y) ** 2, axis=tuple(range(x.ndim - inside, x.ndim))))
+            # Where a finite point has none beside it on the manifold, as a zero row, it is off.
+            distances = jnp.where(jnp.isfinite(distances) | ~jnp.all(jnp.isfinite(x)), distances, jnp.inf)
+            distance = float(jnp.max(distances, initial=0))
             # Entries that are not numbers pass: what comes of them is for the status to say.
-            if distance > float(jnp.finfo(x.dtype).eps) ** (1 / 3) * max(1, x.size**0.5):
+            if distance > float(jnp.finfo(x.dtype).eps) ** (1 / 3):
                 name = jax.tree_util.keystr(path).lstrip(".") or "the point"
                 raise ValueError(
                     f"the point must lie on the manifold {self}, but {name} is {distance:.3g} away from it."
@@ -409,11 +413,13 @@ class Oblique(Manifold):
         return x * cos + v * sinc
 
     def log_leaf(self, x, y):
-        square = self.squared_distance_leaf(x, y)
-        is_small = square < _SMALL
-        angle = jnp.sqrt(jnp.where(is_small, 1, square))
+        square, tangent = self.squared_distance_leaf(x, y), self.project_leaf(x, y - x)
+        sine = _row_inner(tangent, tangent)
+        # Its length is 0 at antipodes too, where every direction leads to y: there the logarithm is 0.
+        is_series = (square < _SMALL) | (sine == 0)
+        angle, sine = (jnp.sqrt(jnp.where(is_series, 1, x)) for x in (square, sine))
         series = 1 + square * (1 / 6 + square * (7 / 360 + square * (31 / 15120)))
-        return self.project_leaf(x, y - x) * jnp.where(is_small, series, angle / jnp.sin(angle))
+        return tangent * jnp.where(is_series, series, angle / sine)
 
     def riemannian_hessian_leaf(self, x, gradient, hessian, v):
         return self.project_leaf(x, hessian) - v * _row_inner(x, gradient)
@@ -470,12 +476,15 @@ class Stiefel(Manifold):
         return _orthonormal(x + v)
 
     def exp_leaf(self, x, v):
-        # Edelman, Arias, Smith, equation (2.42).
-        p, turn, square = x.shape[-1], matmul(_transpose(x), v), matmul(_transpose(v), v)
-        identity = jnp.broadcast_to(jnp.eye(p, dtype=x.dtype), turn.shape)
+        # Edelman, Arias, Smith, equation (2.42), with blocks of one size: those of v over its length.
+        length = jnp.linalg.norm(jax.lax.stop_gradient(v), axis=(-2, -1), keepdims=True)
+        length = jnp.where(length > 0, length, 1)
+        unit = v / length
+        p, turn, square = x.shape[-1], matmul(_transpose(x), v), matmul(_transpose(unit), v)
+        identity = jnp.broadcast_to(length * jnp.eye(p, dtype=x.dtype), turn.shape)
         generator = jnp.block([[turn, -square], [identity, turn]])
         columns = jax.scipy.linalg.expm(generator)[..., :p]
-        return matmul(jnp.concatenate([x, v], -1), matmul(columns, jax.scipy.linalg.expm(-turn)))
+        return matmul(jnp.concatenate([x, unit], -1), matmul(columns, jax.scipy.linalg.expm(-turn)))
 
     def dimension_leaf(self, shape):
         *batch, n, p = shape
@@ -577,7 +586,6 @@ class Product(Manifold):
         self._map("check_weights", point, weights)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weighted(Manifold):
     """The same manifold with its inner product weighted: `<a, b> = sum weights a b`.
@@ -610,15 +618,16 @@ class Weighted(Manifold):
     weights: Tree
 
     def __post_init__(self) -> None:
-        # A pytree may be put together of other things than numbers, as `vmap` does with its axes.
-        if all(isinstance(w, (int, float, np.ndarray, jax.Array)) for w in jax.tree.leaves(self.weights)):
-            for w in jax.tree.leaves(self.weights):
-                _checks.positive("a weight of the metric", w)
+        for w in jax.tree.leaves(self.weights):
+            _checks.positive("a weight of the metric", w)
 
     def _scaled(self, vector: Tree, power: float) -> Tree:
         weights = jax.tree.broadcast(self.weights, vector)
         self.manifold.check_weights(vector, weights)
-        return jax.tree.map(lambda w, v: jnp.asarray(w, v.dtype) ** power * v, weights, vector)
+        # With 1.0, integers are promoted to floats.
+        return jax.tree.map(
+            lambda w, v: jnp.asarray(w, jnp.result_type(v, 1.0)) ** power * v, weights, vector
+        )
 
     def random_point(self, key: jax.Array, like: Tree) -> Tree:
         return self.manifold.random_point(key, like)
@@ -672,3 +681,14 @@ class Weighted(Manifold):
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
         self.manifold.check_weights(point, weights)
+
+
+def _weighted_of(_: None, parts: tuple[Manifold, Tree]) -> Weighted:
+    """Without a check: JAX also puts axes, zeros and shapes into a tree."""
+    weighted = object.__new__(Weighted)
+    for name, part in zip(("manifold", "weights"), parts, strict=True):
+        object.__setattr__(weighted, name, part)
+    return weighted
+
+
+jax.tree_util.register_pytree_node(Weighted, lambda x: ((x.manifold, x.weights), None), _weighted_of)

@@ -31,7 +31,10 @@ class Status(enum.IntEnum):
     OUT_OF_STEPS = 1
     """All allowed steps were taken, and the gradient norm is still above the tolerance."""
     STALLED = 2
-    """No further step was possible in this precision, and the gradient norm is above the tolerance."""
+    """No further step was possible in this precision, and the gradient norm is above the tolerance.
+
+    Where a cost is far below 1, its `Objective` may need a smaller `scale`.
+    """
     STOPPED = 3
     """The caller's `until` said so, before the gradient norm was at the tolerance."""
     NOT_FINITE = 4

@@ -35,7 +35,7 @@ class Objective:
     Derivatives are taken by JAX. A subclass that has cheaper ones overrides `evaluate`,
     `euclidean_gradient` and `euclidean_hessian`; what they share belongs into the evaluation's cache. An
     objective is a pytree whose leaves are those of its manifold, so it passes through `jit` and `vmap`;
-    the function is static.
+    the function is static. A subclass that is to pass as well has to be registered as a pytree.
 
     Args:
         cost: a pytree of floating arrays to a scalar, smooth near the manifold.
@@ -104,13 +104,26 @@ class Objective:
         """Raises ValueError where `point` cannot be one of this objective.
 
         Args:
-            point: floating arrays of one dtype; whether they lie on the manifold is checked outside `jit`.
+            point: floating arrays of one dtype, which the cost must have too; whether they lie on the
+                manifold is checked outside `jit`.
         """
-        kinds = sorted({str(x.dtype) for x in map(jnp.asarray, jax.tree.leaves(point))})
-        if len(kinds) != 1 or not jnp.issubdtype(kinds[0], jnp.floating):
+        kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in jax.tree.leaves(point)})
+        if len(kinds) != 1 or not _is_floating(kinds[0]):
             found = " and ".join(kinds) or "no array"
             raise ValueError(f"the point must hold floating arrays of one dtype, but has {found}.")
         self.manifold.check_point(point)
+        # Only a dtype that is not JAX's default can be lost to that of a constant.
+        if kinds[0] != jnp.result_type(float):
+            of_cost = jax.eval_shape(self.cost, point).dtype
+            if of_cost != kinds[0]:
+                raise ValueError(
+                    f"the cost of a {kinds[0]} point must be {kinds[0]}, but is {of_cost}: cast its "
+                    "constants."
+                )
+
+
+def _is_floating(dtype: str) -> bool:
+    return dtype not in ("float", "int", "bool", "complex") and jnp.issubdtype(dtype, jnp.floating)
 
 
 jax.tree_util.register_pytree_node(

@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ufm_jax import _checks, losses
+from ufm_jax._products import matmul
 
 _Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -231,7 +232,7 @@ def collapse_rates(modes: Modes, step: ArrayLike | None = None) -> CollapseRates
         not see W and the means move in opposite directions.
 
     Raises:
-        ValueError: the step is not positive.
+        ValueError: the step is not positive, or is not given where all eigenvalues are 0.
 
     Example:
         >>> modes = ufm.theory.collapse_spectrum(10, 5, dim=32, tau=4.5, classifier_weight=5)
@@ -240,7 +241,13 @@ def collapse_rates(modes: Modes, step: ArrayLike | None = None) -> CollapseRates
         ['0.2500', '0.6667', '0.6667']
     """
     if step is None:
-        step = 1 / jnp.max(modes.eigenvalues)
+        largest = jnp.max(modes.eigenvalues, initial=0)
+        if _checks.is_concrete(largest) and largest == 0:
+            raise ValueError(
+                "step must be given where no eigenvalue is positive: nothing moves, or the temperature is "
+                f"so large that the slope at collapse underflows in {largest.dtype}."
+            )
+        step = 1 / largest
     _checks.positive("step", step)
     factors = jnp.abs(1 - step * modes.eigenvalues)
 
@@ -372,7 +379,7 @@ def _normalized_modes(
     # The diagonals of U W^T and M W^T are zero there, which ties a to x and b to y.
     tie = -((K - 2) ** 0.5)
     tangent = np.array([[1, 0], [tie, 0], [0, 1], [0, tie]]) / (K - 1) ** 0.5
-    standard = tangent.T @ _standard_form(K, theta, R) @ tangent
+    standard = matmul(matmul(tangent.T, _standard_form(K, theta, R)), tangent)
     return [
         *_modes_of_both_models(K, n, dim - K + 1, theta, r),
         ("standard", _eigenvalues(standard, [r, 1]), K - 1 if K > 2 else 0),

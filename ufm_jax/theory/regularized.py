@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
+from ufm_jax._products import matmul
 from ufm_jax.theory.minima import simplex_etf
 
 _BISECTIONS = 200
@@ -145,9 +146,9 @@ def regularized_minimizer(
         num_classes: K, at least 2.
         samples_per_class: n, at least 1.
         dim: d, at least K - 1.
-        weight_decay: lW, positive.
-        feature_decay: lH, positive.
-        alpha: label smoothing, in [0, 1]; cross entropy if 0.
+        weight_decay: lW, positive, a scalar.
+        feature_decay: lH, positive, a scalar.
+        alpha: label smoothing, in [0, 1], a scalar; cross entropy if 0.
 
     Returns:
         W (K, d) and H (nK, d).
@@ -162,6 +163,12 @@ def regularized_minimizer(
         >>> print(bool(jnp.allclose(problem.cost(ufm.Point(W, H)), value)))
         True
     """
+    for name, value in {
+        "weight_decay": weight_decay,
+        "feature_decay": feature_decay,
+        "alpha": alpha,
+    }.items():
+        _checks.scalar(name, value)
     m = regularized_margin(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
     ratio = jnp.sqrt(samples_per_class * jnp.asarray(feature_decay) / weight_decay)
     W = jnp.sqrt((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim)
@@ -468,9 +475,8 @@ def minority_collapse_threshold(
     Cross-entropy Loss with Imbalanced Data*, JMLR 2024.
     """
     _checks.at_least("num_samples", num_samples, 1)
-    return (
-        num_samples**2 * _positive("weight_decay", weight_decay) * _positive("feature_decay", feature_decay)
-    )
+    decays = _positive("weight_decay", weight_decay) * _positive("feature_decay", feature_decay)
+    return float(num_samples) ** 2 * decays
 
 
 def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
@@ -503,7 +509,7 @@ def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
     k = len(rows)
     left, _, right = jnp.linalg.svd(rows - jnp.mean(rows, 0), full_matrices=False)
     rank = k - 1  # The last singular value is zero: its vectors are arbitrary.
-    return jnp.sqrt(k / (k - 1)) * left[:, :rank] @ right[:rank]
+    return jnp.sqrt(k / (k - 1)) * matmul(left[:, :rank], right[:rank])
 
 
 def _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha) -> jax.Array:
