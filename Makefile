@@ -15,6 +15,8 @@ EXPERIMENTS := $(call experiments_of,*)
 .DEFAULT_GOAL := help
 .PHONY: help setup figures networks notebooks animation report record test test-slow test-versions cluster-test lint format docs dist address
 .PHONY: clean
+# Each command uses all cores by itself, benchmarks need them alone, and networks share a folder.
+.NOTPARALLEL:
 .PHONY: $(EXPERIMENTS)
 
 help:  ## This list

@@ -13,8 +13,8 @@ GRADIENT_PRODUCTS = 4
 """Products of a cost and then its gradient, in blocks: the gradient makes the logits again."""
 HESSIAN_PRODUCTS = 7
 """Products of the Hessian applied to one vector, in blocks."""
-COPIES = {"gradient_descent": 8, "conjugate_gradient": 9, "trust_region": 13}
-"""Arrays of the size of a point that a step of each solver holds at most, rounded up."""
+COPIES = {"gradient_descent": 8, "conjugate_gradient": 10, "trust_region": 15}
+"""Arrays of the size of a point that a step of each solver holds at most, in any metric, rounded up."""
 USABLE = 0.9
 """Share of a device's memory that a program can have beside the runtime."""
 

@@ -31,7 +31,7 @@ class TaylorCheck(NamedTuple):
 
     Attributes:
         passed: whether all is as it should be, bool.
-        message: one sentence: that it is, or what is wrong.
+        message: one sentence: that it is, or what is wrong; of derivatives perhaps that none can tell.
         slope: of the error on logarithmic axes, where it is steadiest.
         expected_slope: 2 for a gradient, 3 for a Hessian.
         steps: step sizes along the curve, (51,).
@@ -62,7 +62,7 @@ class ManifoldCheck(NamedTuple):
 
     Attributes:
         passed: whether all is as it should be, bool.
-        message: one sentence: that it is, or what is wrong.
+        message: one sentence: that it is, or what is wrong; of derivatives perhaps that none can tell.
         residuals: by name, numbers that should be 0.
     """
 
