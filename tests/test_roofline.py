@@ -57,8 +57,8 @@ def test_memory_and_sums_are_those_of_the_program(solver, weight):
 
     lines = [x for x in program.as_text().splitlines() if " all-reduce(" in x]
     sums = sum(len(re.findall(r"f64\[32,24\]", line.split(" all-reduce(")[0])) for line in lines)
-    # A loop's body is there once: the Hessian's sum, and the gradient's. And those of gradients where values
-    # no longer tell steps apart: a search has a first try and others, the trust region one.
+    # A loop's body is there once: the Hessian's sum, and the gradient's. And those of gradients where
+    # values no longer tell steps apart: a search has a first try and others, the trust region one.
     assert sums == (2 + 1 if solver == "trust_region" else 1 + 2)
     assert roofline.step(SIZE, solver).sent == 2 * 1 / 2 * 32 * 24 * 8
 
