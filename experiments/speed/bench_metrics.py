@@ -1,7 +1,6 @@
 """The speed of metrics: NC1 beside NumPy, all beside an epoch of training, and those of a vocabulary."""
 
 import dataclasses
-import sys
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ import ufm_jax as ufm
 from experiments.harness.experiment import Claim, Data, Progress, check_fields, part
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed import bench_networks
-from experiments.speed.measuring import take_turns
+from experiments.speed.measuring import peak_memory, take_turns
 
 TITLE = "speed of metrics: NC1 against NumPy, an epoch, a vocabulary"
 DURATION = "4 min"
@@ -78,18 +77,10 @@ def _vocabulary(config: Config, progress: Progress) -> Data:
     )
     return {
         "vocabulary_seconds": np.array(time.perf_counter() - start),
-        "vocabulary_bytes": np.array(_most_memory()),
+        "vocabulary_bytes": np.array(peak_memory()),
         "vocabulary_features_bytes": np.array(features.nbytes),
         "vocabulary_nc1": np.array(found.nc1),
     }
-
-
-def _most_memory() -> int:
-    """The most memory that this process had, in bytes."""
-    import resource  # Which Windows lacks.
-
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes if sys.platform == "darwin" else 1024 * kibibytes
 
 
 def _nc1(config: Config, progress: Progress) -> Data:

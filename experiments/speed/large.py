@@ -6,8 +6,6 @@ is then a bound that is not reached, and a W of rank d stays `least_nc2` away fr
 
 import dataclasses
 import functools
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from experiments.harness import plotting
 from experiments.harness.experiment import Claim, Data, Progress, check_fields
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed import roofline
-from experiments.speed.measuring import take_turns
+from experiments.speed.measuring import peak_memory, take_turns
 from ufm_jax import streaming
 from ufm_jax.riemannian.minimize import iterate_at
 
@@ -184,12 +182,6 @@ def _step_bytes(config: Config, block_size: int | None) -> int:
         return 0
     ends = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     return ends + held.temp_size_in_bytes
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def least_nc2(num_classes: int, dim: int) -> float:

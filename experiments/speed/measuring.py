@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,14 @@ def seconds_of(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    import resource  # Which Windows lacks.
+
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else 1024 * found  # KiB but on a Mac.
 
 
 def no_progress(done: float, total: float, note: str = "") -> None:
