@@ -160,7 +160,8 @@ def nc3(
         absent: "skip" leaves out classes without a sample, and their rows of W.
 
     Returns:
-        A scalar in [0, 2]; 1 where W M^T = 0, which counts as 0 then.
+        A scalar in [0, 2]; 1 where W M^T = 0, which counts as 0 then. For K > 2d that is where
+        `||W M^T||` is below `sqrt(d eps) ||W|| ||M||`, 0.0015 of it at d = 20 in float32.
 
     Raises:
         ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
