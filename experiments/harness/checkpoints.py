@@ -86,13 +86,13 @@ class Checkpoints:
         args = self._ocp.args
         with _IN_TURN:
             digest = self._manager.restore(step, args=args.Composite(digest=args.JsonRestore())).digest
-        # Those of earlier code do not say their layout.
-        if digest.get("layout", _layout(template)) != _layout(template):
-            raise _OtherLayoutError(
-                f"the checkpoints in '{self._manager.directory}' hold other arrays than this code makes "
-                "with these versions of Flax and optax: go on with those that made them, or remove it."
-            )
-        with _IN_TURN:
+            # Those of earlier code do not say their layout.
+            if digest.get("layout", _layout(template)) != _layout(template):
+                raise _OtherLayoutError(
+                    f"the checkpoints in '{self._manager.directory}' hold other arrays than this code "
+                    "makes with these versions of Flax and optax: go on with those that made them, or "
+                    "remove it."
+                )
             found = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(template)))
         arrays = {name: np.asarray(x) for name, x in found["arrays"].items()}
         if digest["sha256"] != _digest(arrays):

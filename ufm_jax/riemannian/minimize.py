@@ -205,6 +205,7 @@ def minimize(
         0.3690, by theory 0.3690
     """
     objective.check_point(point)
+    _check_dtype_of_cost(objective, point)
     if measure is not None:
         if record is not None:
             raise ValueError("measure and record are two ways to say what to keep: give one of them.")
@@ -214,6 +215,19 @@ def minimize(
     return resume(
         objective, state, solver, max_steps=max_steps, tolerance=tolerance, record=record, until=until
     )
+
+
+def _check_dtype_of_cost(objective: Objective, point: Tree) -> None:
+    """Raises ValueError where the cost has another dtype than the point, on which solvers would stumble."""
+    dtype = jax.tree.leaves(point)[0].dtype
+    # Only a dtype that is not JAX's default can be lost to that of a constant.
+    if dtype == jnp.result_type(float):
+        return
+    found = jax.eval_shape(objective.cost, point).dtype
+    if found != dtype:
+        raise ValueError(
+            f"the cost of a {dtype} point must be {dtype}, but is {found}: cast its constants."
+        )
 
 
 def resume(
