@@ -267,9 +267,9 @@ class Manifold:
             # Entries that are not numbers pass: what comes of them is for the status to say.
             if distance > float(jnp.finfo(x.dtype).eps) ** (1 / 3):
                 name = jax.tree_util.keystr(path).lstrip(".") or "the point"
-                raise ValueError(
-                    f"the point must lie on the manifold {self}, but {name} is {distance:.3g} away from it."
-                )
+                far = f"is {distance:.3g} away from it"
+                where = far if np.isfinite(distance) else "has no nearest point on it"
+                raise ValueError(f"the point must lie on the manifold {self}, but {name} {where}.")
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
         """Raises ValueError where weights, a tree like `point`, do not scale each point as a whole."""
