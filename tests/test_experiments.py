@@ -1,5 +1,6 @@
 """The command line as a person meets it, on runs small enough for a test."""
 
+import concurrent.futures
 import json
 import os
 import shlex
@@ -311,6 +312,20 @@ def test_an_interrupted_run_with_checkpoints_says_how_to_go_on(tmp_path, monkeyp
     assert (code, out) == (130, "")
     assert err.startswith("\ninterrupted: to continue from the last checkpoint: ")
     assert err.endswith(f"-m experiments fig9 --out '{tmp_path}/my results'\n")
+
+
+def test_runs_that_end_together_leave_one_whole_result(tmp_path):
+    def write(value):
+        for _ in range(20):
+            with writing._replacing(tmp_path / "fig9") as folder:
+                for name in ("a", "b"):
+                    (folder / name).write_text(value)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for run in [pool.submit(write, value) for value in "1234"]:
+            run.result()
+    assert [file.name for file in tmp_path.iterdir()] == ["fig9"]
+    assert (tmp_path / "fig9" / "a").read_text() == (tmp_path / "fig9" / "b").read_text()
 
 
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):

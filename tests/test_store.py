@@ -1,5 +1,6 @@
 """Networks are trained once: whatever asks for them, whatever was killed, wherever they were trained."""
 
+import concurrent.futures
 import dataclasses
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 import pytest
@@ -147,6 +149,54 @@ def test_folders_brought_together_are_one_run(tiny, tmp_path):
     found, trained = tiny(one, 0.5, 1.0, 5.0)
     assert trained == 0
     assert_same(found, whole)
+
+
+def test_runs_that_share_a_folder_share_the_networks(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_PAUSE", 0.01)
+    whole, _ = tiny(tmp_path / "whole", 0.5, 1.0, 5.0)
+    with concurrent.futures.ThreadPoolExecutor(3) as runs:
+        taus = [(0.5, 1.0, 5.0), (1.0, 5.0, 0.5), (5.0, 0.5, 1.0)]
+        results = [run.result() for run in [runs.submit(tiny, tmp_path / "shared", *t) for t in taus]]
+    assert sum(trained for _, trained in results) == 3 * RECIPE.epochs
+    for order, (found, _) in zip([(0, 1, 2), (1, 2, 0), (2, 0, 1)], results, strict=True):
+        assert_same(found, {name: values[list(order)] for name, values in whole.items()})
+    assert [f.name for f in (tmp_path / "shared" / "networks" / ".training").iterdir()] == []
+
+
+def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeypatch):
+    """The others are trained meanwhile; and where that run dies, this one goes on."""
+    monkeypatch.setattr(trainer, "_PAUSE", 0.01)
+    networks = tmp_path / "networks"
+    assert tiny(tmp_path, 1.0, stop=2) == (None, 2)
+    held = next((networks / ".training").glob("*.json")).with_suffix(".lock")
+    other = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(flush=True); input()"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", other, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process,
+        concurrent.futures.ThreadPoolExecutor(1) as run,
+    ):
+        process.stdout.read(1)
+        waiting = run.submit(tiny, tmp_path, 1.0, 5.0)
+        while not list(networks.glob("*tau-5-*.npz")):
+            time.sleep(0.01)
+        assert not waiting.done()
+        process.kill()
+        found, trained = waiting.result()
+    assert trained in (4 + 2, 4 + 3)  # The checkpoint after the second epoch may have come too late.
+    assert_same(found, tiny(tmp_path / "whole", 1.0, 5.0)[0])
+
+
+def test_without_locks_in_the_file_system_networks_are_trained(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError("no locks available")))
+    assert tiny(tmp_path, 1.0)[1] == RECIPE.epochs
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "of another network", "shorter"])

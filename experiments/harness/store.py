@@ -15,6 +15,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,8 @@ class Store:
         self._training = self.folder / ".training"
         self._maker = origin()  # Here, because Python 3.11 cannot parse in two threads beside each other.
 
-    def history(self, network: Network) -> History | None:
-        """The history of a finished network; None, and a sentence on stderr, where its file is damaged."""
+    def history(self, network: Network, *, quiet: bool = False) -> History | None:
+        """The history of a finished network; None where its file is damaged, and a sentence on stderr."""
         file = self._file(network)
         if not file.exists():
             return None
@@ -132,7 +133,8 @@ class Store:
         except Exception as error:  # NumPy raises whatever its readers meet.
             if not writing.tells_of_damage(error):
                 raise
-            print(f"\n'{file}' is damaged ({error}): the network is trained again.", file=sys.stderr)
+            if not quiet:
+                print(f"\n'{file}' is damaged ({error}): the network is trained again.", file=sys.stderr)
             return None
         return history
 
@@ -148,6 +150,10 @@ class Store:
         """The records of all networks here that can be read."""
         files = [*sorted(self.folder.glob("*.npz")), *sorted(self._training.glob("*.json"))]
         return [record for file in files if (record := read_record(file)) is not None]
+
+    def claim(self, network: Network) -> AbstractContextManager[bool]:
+        """Whether this run has a network to itself in the block: not while another one here trains it."""
+        return writing.locked(self._training / f"{network.name}.lock", wait=False)
 
     def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
         """The checkpoints of a network, and its record as this code begins or continues it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 from matplotlib.figure import Figure
@@ -109,19 +110,45 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def locked(file: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the lock `file` in the block: True, or, without `wait`, False where another run holds it.
+
+    The system ends a lock with its process, however that dies. A file system that knows no locks, as some
+    clusters have, grants all of them.
+    """
+    lock = filelock.FileLock(file, blocking=wait, fallback_to_soft=False)
+    free = True
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        free = False
+    except OSError:
+        pass
+    try:
+        yield free
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows keeps it: it is open.
+                file.unlink()
+            lock.release()
+
+
+@contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` when the block ends without an error."""
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         new.chmod(0o755)
         yield new
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-            folder.rename(old / folder.name)
-            new.rename(folder)
-            shutil.rmtree(old)
-        else:
-            new.rename(folder)
+        # Runs that share their networks end together.
+        with locked(folder.parent / f".{folder.name}.lock", wait=True):
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+                folder.rename(old / folder.name)
+                new.rename(folder)
+                shutil.rmtree(old)
+            else:
+                new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

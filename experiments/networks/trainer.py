@@ -20,6 +20,9 @@ from nets import datasets, training
 _LABELS_SEED = 1
 """Added to the seed for the draw of random labels, so that it differs from the draw of samples."""
 
+_PAUSE = 2.0
+"""Seconds between two looks at networks that another run trains."""
+
 
 def train(
     config: NetworkConfig,
@@ -32,6 +35,7 @@ def train(
 
     Threads train networks beside each other, one on each device, or on each `config.data_parallel`
     devices that share its batches. Each is kept in the `Store` of `config.out` as soon as it is finished.
+    What another run in the same folder trains is left to it, and waited for at the end.
     The compiled program of an epoch is called as `around(program)`, by which it can be timed.
 
     Returns:
@@ -46,18 +50,30 @@ def train(
     for place in places:
         free.put(place)
 
-    def work(network: Network) -> History:
+    def work(network: Network) -> History | None:
         place = free.get()
         try:
-            return _train_one(network, place, store, config.checkpoint_seconds, tally, around)
+            with store.claim(network) as claimed:
+                if not claimed:
+                    return None
+                if (history := store.history(network, quiet=True)) is not None:
+                    tally.add(network.epochs, f"{network.title} was trained by another run")
+                    return history
+                return _train_one(network, place, store, config.checkpoint_seconds, tally, around)
         finally:
             free.put(place)
 
     pool = concurrent.futures.ThreadPoolExecutor(len(places))
     try:
-        trained = {pool.submit(work, network): network for network in missing}
-        for one in concurrent.futures.as_completed(trained):
-            found[trained[one]] = one.result()
+        while missing:
+            trained = {pool.submit(work, network): network for network in missing}
+            for one in concurrent.futures.as_completed(trained):
+                if (history := one.result()) is not None:
+                    found[trained[one]] = history
+            missing = [network for network in missing if network not in found]
+            if missing:
+                tally.add(0, f"waiting for {missing[0].title}, which another run trains")
+                time.sleep(_PAUSE)
     finally:
         # After Ctrl-C nobody waits for the epochs that still run; what was kept before them stays.
         tally.stop()
