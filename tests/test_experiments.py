@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments.feature_model import fig9, minima
+from experiments.feature_model import deep, fig9, minima
 from experiments.harness import cli, record, results_page, writing
 from experiments.harness.experiment import Claim, all_experiments
+from experiments.speed import bench_networks
 from tests.shared.experiments import LANDSCAPE, SLOW, SMALL
 from tests.shared.marks import few
 
@@ -130,6 +131,10 @@ def test_claims_judge_the_data():
     }
     verdicts = {c.claim: c.holds for c in fig9.claims(config, good)}
     assert sum(verdicts.values()) == 5  # Without a stuck temperature the last claim fails.
+    stuck = good | {"nc2": np.where(good["tau"][:, None, None] == 1, 0.5, good["nc2"])}
+    assert [c.holds for c in fig9.claims(config, stuck)] == [True] * 6
+    moves = stuck | {"gradient_norm": np.full((2, 2), 1e-8)}
+    assert [c.holds for c in fig9.claims(config, moves)] == [True] * 5 + [False]
 
     wrong = good | {"accuracy": good["accuracy"] * 0.9, "nc1": good["nc1"] + 1}
     wrong["nc2"] = np.where(wrong["tau"][:, None, None] == 5, 1.0, 0.5) * np.ones((2, 2, 5))
@@ -150,6 +155,57 @@ def test_claims_judge_the_data():
     }
     small = minima.Config(num_classes=(3,), tau=(1.0,))
     assert not any(c.holds for c in all_experiments()["fig3"].claims(small, data | found))
+    nothing = {name: np.full_like(values, np.nan) for name, values in found.items()}
+    assert not any(c.holds for c in all_experiments()["fig3"].claims(small, data | nothing))
+
+
+def test_the_share_outside_the_program_is_that_of_epochs(monkeypatch):
+    """Each of five epochs but the first: a tenth of a second in the program, as much outside."""
+
+    def train(config, networks, progress, *, around):
+        progress(0, 5)
+        time.sleep(0.5)  # Data and compilation.
+        for epoch in range(5):
+            around(lambda: time.sleep(0.1))()
+            time.sleep(0.1)
+            progress(epoch + 1, 5)
+
+    monkeypatch.setattr(bench_networks.trainer, "train", train)
+    found = bench_networks._outside(bench_networks.Config(epochs=5), lambda *_: None)
+    assert 0.8 < found["epochs_seconds"] < 1.2
+    assert 0.4 < found["epochs_compiled_seconds"] < 0.6
+
+
+def test_the_last_scale_counts(tmp_path, capsys):
+    """Defaults of the other fields included."""
+    twice = ["networks-status", "fig6", "--scale", "paper", "--out", str(tmp_path)]
+    assert cli.main([*twice, "--scale", "laptop"]) == 0
+    assert "width 64" not in capsys.readouterr().out
+    assert cli.main([*twice, "--scale", "laptop", "--scale=paper"]) == 0
+    assert "width 64" in capsys.readouterr().out
+
+
+def test_nothing_is_claimed_of_what_was_not_run():
+    value = np.zeros((1, 2, 1, 2))
+    data = {"value": value, "minimum": np.zeros((1, 1)), "rank": value + 3, "nc1": value[..., None]}
+    told = {
+        depth: [
+            c.claim
+            for c in deep.claims(deep.Config(factors=(depth,)), data | {"factors": np.array([depth])})
+        ]
+        for depth in (3, 6)
+    }
+    assert ["three factors" in claim for claim in told[3]] == [False, True, False]
+    assert ["more factors" in claim for claim in told[6]] == [False, True, False]
+
+
+@pytest.mark.parametrize(("below", "rank", "holds"), [(1e-2, 3, True), (1e-2, 10, False), (0, 3, False)])
+def test_a_point_of_lower_rank_has_one(below, rank, holds):
+    value = np.zeros((1, 2, 1, 1)) - below
+    data = {"value": value, "minimum": np.zeros((1, 1)), "rank": np.full((1, 2, 1, 1), rank)}
+    data |= {"nc1": value[..., None], "factors": np.array([6])}
+    claims = deep.claims(deep.Config(factors=(6,), num_classes=10), data)
+    assert [c.holds for c in claims if "lower rank" in c.claim] == [holds]
 
 
 @pytest.mark.parametrize(

@@ -325,12 +325,14 @@ def test_a_record_that_cannot_be_made_is_one_sentence(docs, capsys):
     assert record.main(["--docs", str(docs / "none")]) == 2
     (docs / "record" / "fig9.json").write_text("{}")
     assert record.main(["--results", str(docs / "none"), "--docs", str(docs)]) == 2
+    (docs / "record" / "fig9.json").write_text("[1]")
+    assert record.main(["--results", str(docs / "none"), "--docs", str(docs)]) == 2
     (docs / "record" / "fig9.json").unlink()
     shutil.copy(docs / "record" / "remarks.toml", docs / "record" / "copy")
     (docs / "record" / "remarks.toml").write_text("remark =")
     assert record.main(["--results", str(docs / "none"), "--docs", str(docs)]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 3
+    assert len(err) == 4
     assert all(line.startswith("error: ") for line in err)
     (docs / "record" / "copy").unlink()
     assert sorted(docs.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -188,7 +189,7 @@ def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeyp
 
 
 def test_without_locks_in_the_file_system_networks_are_trained(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError("no locks available")))
+    monkeypatch.setattr(filelock.FileLock, "acquire", raising(OSError(errno.ENOLCK, "no locks")))
     assert tiny(tmp_path, 1.0)[1] == RECIPE.epochs
 
 
@@ -276,7 +277,10 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].endswith("taken as they are (--reuse).")
-    found, trained = tiny(tmp_path, 0.5)
+    if state == "in training":  # Where another run has begun it after that look.
+        with pytest.raises(store.OthersError, match=words):
+            tiny(tmp_path, 0.5)
+    found, trained = tiny(tmp_path, 0.5, reuse=True)
     assert trained == (0 if state == "finished" else 2)
     assert_same(found, whole)
     makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
@@ -361,6 +365,7 @@ def test_networks_status_on_the_command_line(tmp_path, capsys):
     for arguments, words in [
         (["fig9"], "takes one of fig4, fig6, fig10, table2"),
         (["--bad", "1"], "no field --bad"),
+        (["fig6", "--out", __file__], "test_store.py/networks"),
     ]:
         assert cli.main(["networks-status", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -122,25 +122,31 @@ def claims(config: Config, data: Data) -> list[Claim]:
             "linear models: the lowest value found is the minimum, to 1e-8, and none is below by 1e-10",
             bool(np.all(np.abs(linear) < 1e-8) and np.all(every[:, 0] > -1e-10)),
             f"from {every[:, 0].min():.2g} to {linear.max():.2g} at {linear.size} settings",
-        ),
-        Claim(
-            "ReLU models of at most three factors: nothing lies below collapse in every layer by 1e-8",
-            bool(np.all(every[data["factors"] <= 3, 1] > -1e-8)),
-            f"lowest value less that of collapse {every[data['factors'] <= 3, 1].min(initial=np.inf):.2g}",
-        ),
-    ]
-    deep = data["factors"] > 3
-    lowest = ", ".join(
-        f"{relu[i].min():.2g} ({depth} factors, rank {best_of(data, 'rank')[i, 1, relu[i].argmin()]})"
-        for i, depth in enumerate(config.factors)
-    )
-    judged.append(
-        Claim(
-            "ReLU models of more factors: collapse in every layer is not optimal, a point of lower rank is",
-            bool(np.any(deep) and np.all(relu[deep].min(1) < -1e-6)),
-            f"lowest value found less that of collapse: {lowest}",
         )
-    )
+    ]
+    lowest, rank = relu.min(1), best_of(data, "rank")[np.arange(len(relu)), 1, relu.argmin(1)]
+    shallow, deep = data["factors"] <= 3, data["factors"] > 3
+    if shallow.any():
+        judged.append(
+            Claim(
+                "ReLU models of at most three factors: nothing lies below collapse in every layer by 1e-8",
+                bool(np.all(every[shallow, 1] > -1e-8)),
+                f"lowest value less that of collapse {every[shallow, 1].min():.2g}",
+            )
+        )
+    if deep.any():
+        judged.append(
+            Claim(
+                "ReLU models of more factors: collapse in every layer is not optimal, "
+                "a point of lower rank is",
+                bool(np.all((lowest[deep] < -1e-6) & (rank[deep] < config.num_classes))),
+                "lowest value found less that of collapse: "
+                + ", ".join(
+                    f"{lowest[i]:.2g} ({config.factors[i]} factors, rank {rank[i]})"
+                    for i in np.flatnonzero(deep)
+                ),
+            )
+        )
     nc1 = best_of(data, "nc1")[:, 1]
     judged.append(
         Claim(

@@ -216,7 +216,7 @@ def iterations(data: Data, model: str, solver: str) -> np.ndarray:
 
 
 def by_fixed_step(factors: np.ndarray) -> np.ndarray:
-    """Steps in which NC1 falls by `descent.COLLAPSED` at these factors."""
+    """Steps in which NC1 falls by `two_models.COLLAPSED` at these factors."""
     return np.log(two_models.COLLAPSED) / np.log(factors)
 
 

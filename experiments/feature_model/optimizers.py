@@ -114,9 +114,9 @@ def claims(config: Config, data: Data) -> list[Claim]:
     }
     judged = [
         Claim(
-            f"under {OPTIMIZERS[name]}, whose gradient holds the decay, rows of W sum to zero in the end, "
-            "and the sooner the larger the decay",
-            bool(nc0[name].min() < 1e-6 and np.all(np.diff(nc0[name]) <= 1e-12)),
+            f"under {OPTIMIZERS[name]}, whose gradient holds the decay, rows of W come to sum to zero, the "
+            "sooner the larger the decay (at the largest NC0 is below 1e-6)",
+            bool(nc0[name][-1] < 1e-6 and np.all(np.diff(nc0[name]) <= 1e-12)),
             measured[name],
         )
         for name in ("sgd", "adam")

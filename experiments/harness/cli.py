@@ -1,8 +1,8 @@
 """The command line: `python -m experiments NAME [--field value ...]`.
 
-Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or (also 134) lost
-one of several processes; 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C. Only a run that
-finished changes the results.
+Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a traceback, or in one line where
+another run or process was in its way (also 134); 2 bad input, with one line on stderr; 130 interrupted, by
+Ctrl-C. Only a run that finished changes the results.
 """
 
 import contextlib
@@ -69,8 +69,8 @@ these have: \
 
 _EXIT_CODES = """\
 Exit codes: 0 the run finished, whatever its claims say; 1 it failed, with a
-traceback, or (also 134) another process of the run was lost; 2 bad input, with
-one line on stderr; 130 interrupted, by Ctrl-C.
+traceback, or in one line where another run or process was in its way (also
+134); 2 bad input, with one line on stderr; 130 interrupted, by Ctrl-C.
 """
 
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with processes.stopping_together():
             run(experiment, config)
-    except processes.ProcessLostError as error:
+    except (processes.ProcessLostError, store.OthersError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -143,6 +143,8 @@ def _networks_status(catalog: Mapping[str, Experiment], arguments: Sequence[str]
         texts = [status.text(name, config.out, needed[name](config)) for name, config in configs.items()]
     except ValueError as error:
         return _bad_input(str(error))
+    except OSError as error:
+        return _bad_input(f"cannot read '{error.filename}': {error.strerror}.")
     print("\n".join(texts))
     return 0
 
@@ -248,9 +250,8 @@ def _parse(experiment: Experiment, arguments: Sequence[str]) -> Config:
 
 
 def _scale(arguments: Sequence[str]) -> str:
-    """The value of --scale, which decides the defaults of the other fields; empty if there is none."""
-    following = re.search(r"--scale[= ](\S+)", " ".join(arguments))
-    return following[1] if following else ""
+    """The last value of --scale, which decides the defaults of the other fields; empty if there is none."""
+    return next(reversed(re.findall(r"--scale[= ](\S+)", " ".join(arguments))), "")
 
 
 def _set_up_jax(dtype: str) -> None:

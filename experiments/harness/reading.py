@@ -145,7 +145,10 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 
 
 def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
-    """The run that left `summary`; raises ValueError with a sentence where that is no summary of a run."""
+    """The run that left `summary`; raises ValueError with a sentence where that is no summary of a run.
+
+    In the record the summary itself holds the table.
+    """
     if not isinstance(summary, dict):
         raise ValueError("its summary is not a summary of a run.")
     name = summary.get("experiment")
@@ -159,7 +162,7 @@ def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
             raise ValueError(f"'{key}' in its summary is damaged.")
     if not all(isinstance(claim, dict) for claim in summary.get("claims") or []):
         raise ValueError("'claims' in its summary is damaged.")
-    return Run(place, experiment, summary, table)
+    return Run(place, experiment, summary, table or summary.get("table"))
 
 
 def read(results: Path) -> tuple[list[Run], list[str]]:

@@ -101,7 +101,7 @@ def recorded(docs: Path) -> list[Run]:
         except ValueError as error:
             raise ValueError(f"'{file}' is damaged ({error})") from None
         place = file.relative_to(folder).as_posix().removesuffix(".json")
-        found.append(reading.from_summary(place, summary, summary.get("table")))
+        found.append(reading.from_summary(place, summary))
     return reading.in_order(found)
 
 

@@ -192,8 +192,12 @@ class Store:
         return self._training / f"{network.name}.json"
 
 
+class OthersError(ValueError):
+    """Networks were trained with other code, JAX or data."""
+
+
 def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
-    """Raises ValueError where some were trained with other code, JAX or data, unless `reuse` is set.
+    """Raises OthersError where some were trained with other code, JAX or data, unless `reuse` is set.
 
     With `reuse` the same message goes to stderr instead.
     """
@@ -207,7 +211,7 @@ def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
     who = ", ".join(sorted(set().union(*theirs)))
     what = f"{len(theirs)} of {len(networks)} networks in '{store.folder}' were trained by {who}"
     if not reuse:
-        raise ValueError(f"{what}: --reuse takes them as they are, another --out trains them again.")
+        raise OthersError(f"{what}: --reuse takes them as they are, another --out trains them again.")
     print(f"{what}: taken as they are (--reuse).", file=sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -109,6 +110,10 @@ def write_file(path: Path, content: bytes) -> None:
             raise
 
 
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What file systems without locks answer."""
+
+
 @contextlib.contextmanager
 def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     """Holds the lock `file` in the block: True, or, without `wait`, False where another run holds it.
@@ -116,14 +121,15 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     The system ends a lock with its process, however that dies. A file system that knows no locks, as some
     clusters have, grants all of them.
     """
-    lock = filelock.FileLock(file, blocking=wait, fallback_to_soft=False)
+    lock = filelock.FileLock(file, mode=0o666, blocking=wait, fallback_to_soft=False)
     free = True
     try:
         lock.acquire()
     except filelock.Timeout:
         free = False
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         yield free
     finally:

@@ -380,12 +380,7 @@ def _claims_of_saddles(data: Data) -> list[Claim]:
             f"largest smallest-minus-constructed {beyond:.2g}; the construction attains between "
             f"{np.min(constructed / smallest):.0%} and {np.max(constructed / smallest):.0%} of it",
         ),
-        Claim(
-            "Proposition 2's own direction has negative curvature at every saddle inside its conditions",
-            bool(np.all(paper < 0)),
-            f"not at {np.sum(paper >= 0)} of {len(paper)}; between {np.min(paper, initial=np.inf):.3g} and "
-            f"{np.max(paper, initial=-np.inf):.3g}" + _by_kind(data),
-        ),
+        *(_claims_of_proposition_2(data, paper) if len(paper) else []),
         Claim(
             "the certificate denies every saddle",
             not called_global,
@@ -401,6 +396,17 @@ def _claims_of_saddles(data: Data) -> list[Claim]:
     ]
 
 
+def _claims_of_proposition_2(data: Data, curvature: np.ndarray) -> list[Claim]:
+    return [
+        Claim(
+            "Proposition 2's own direction has negative curvature at every saddle inside its conditions",
+            bool(np.all(curvature < 0)),
+            f"not at {np.sum(curvature >= 0)} of {len(curvature)}; between {curvature.min():.3g} and "
+            f"{curvature.max():.3g}" + _by_kind(data),
+        )
+    ]
+
+
 def _by_kind(data: Data) -> str:
     """Where the paper's direction curves upwards, in words."""
     fails = data["saddle_proposition_2"] >= 0
@@ -411,22 +417,27 @@ def _by_kind(data: Data) -> str:
 
 def _claims_of_minima(data: Data) -> list[Claim]:
     certified, excess = data["minimum_is_global_minimum"], data["minimum_excess"]
-    zeros, positive = _count_zeros(data)
-    rotations = data["rotations"][data["imbalance"] == 0]
-    return [
+    judged = [
         Claim(
             "every random start reaches the global minimum, and the certificate says so",
             bool(np.all(certified) and np.all(excess <= ABOVE)),
             f"{np.sum(certified)} of {certified.size} certified, the gap at most "
             f"{data['minimum_gap'].max():.2g}; largest excess {excess.max():.2g}",
-        ),
-        Claim(
-            "at the global minimum the Hessian is zero along rotations and positive otherwise",
-            bool(np.all(zeros == rotations[:, None]) and np.all(positive > 0)),
-            f"zeros {', '.join(str(z) for z in zeros[:, 0])} against the rotation group's "
-            f"{', '.join(str(r) for r in rotations)}; else at least {positive.min():.2g}",
-        ),
+        )
     ]
+    balanced = data["imbalance"] == 0
+    if balanced.any():
+        zeros, positive = _count_zeros(data)
+        rotations = data["rotations"][balanced]
+        judged.append(
+            Claim(
+                "at the global minimum the Hessian is zero along rotations and positive otherwise",
+                bool(np.all(zeros == rotations[:, None]) and np.all(positive > 0)),
+                f"zeros {', '.join(str(z) for z in zeros[:, 0])} against the rotation group's "
+                f"{', '.join(str(r) for r in rotations)}; else at least {positive.min():.2g}",
+            )
+        )
+    return judged
 
 
 def _distinct(data: Data) -> tuple[int, int]:
@@ -532,7 +543,8 @@ def _plot_papers(axes: Axes, data: Data) -> None:
         xlabel=r"$-$ smallest eigenvalue of the Hessian",
         ylabel="its curvature / the smallest eigenvalue",
     )
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
 
 
 def _plot_table(axes: Axes, config: Config, data: Data) -> None:

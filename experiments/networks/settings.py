@@ -82,7 +82,9 @@ def check(config: NetworkConfig) -> None:
             raise ValueError(f"{name} needs at least one value.")
     _checks.at_least("width", swept["width"], 1)
     _checks.positive("tau", swept["tau"])
-    _check_devices(config, len(training_split(config).labels))
+    split = datasets.load(config.dataset, "train")
+    few = datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
+    _check_devices(config, len(few.labels))
 
 
 def _check_devices(config: NetworkConfig, samples: int) -> None:
@@ -97,12 +99,6 @@ def _check_devices(config: NetworkConfig, samples: int) -> None:
                 f"under batch_norm replica, data_parallel must divide every batch, but {shared} does not "
                 f"divide a batch of {size} ({samples} samples in batches of {config.batch_size})."
             )
-
-
-def training_split(config: NetworkConfig) -> datasets.Split:
-    """The training samples that `config` asks for, with their own labels."""
-    split = datasets.load(config.dataset, "train")
-    return datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
 
 
 def seeds(config: NetworkConfig) -> list[int]:

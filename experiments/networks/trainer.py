@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness.experiment import Progress
-from experiments.harness.store import History, Network, Store
+from experiments.harness.store import History, Network, Store, check_kept
 from experiments.networks.settings import NetworkConfig
 from nets import datasets, training
 
@@ -40,6 +40,9 @@ def train(
 
     Returns:
         For each network its metrics after every epoch, (epochs,): those of `training.epoch`.
+
+    Raises:
+        OthersError: other code, JAX or data have begun one of them, and `config.reuse` is not set.
     """
     store = Store(config.out)
     found = {network: history for network in networks if (history := store.history(network)) is not None}
@@ -56,6 +59,8 @@ def train(
             with store.claim(network) as claimed:
                 if not claimed:
                     return None
+                if not config.reuse:  # Another run may have come since the command line looked.
+                    check_kept(config.out, [network], reuse=False)
                 if (history := store.history(network, quiet=True)) is not None:
                     tally.add(network.epochs, f"{network.title} was trained by another run")
                     return history
@@ -185,12 +190,10 @@ def _samples_of(network: Network) -> tuple[training.Samples, ...]:
 def _samples(
     dataset: datasets.Name, samples_per_class: int, random_labels: bool, data_seed: int, tested: bool
 ) -> tuple[training.Samples, ...]:
-    split = datasets.first_of_each_class(
-        datasets.load(dataset, "train"), samples_per_class or None, data_seed
-    )
+    whole = datasets.load(dataset, "train")
+    split = datasets.first_of_each_class(whole, samples_per_class or None, data_seed)
     if random_labels:
         split = datasets.random_labels(split, data_seed + _LABELS_SEED)
-    whole = datasets.load(dataset, "train")
     splits = [split, datasets.load(dataset, "test")] if tested else [split]
     return tuple(training.samples(x, whole) for x in splits)
 

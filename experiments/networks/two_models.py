@@ -24,7 +24,7 @@ class Config(settings.VariantConfig):
 
 
 def check(config: Config) -> None:
-    """Raises ValueError where there is no architecture, or `networks.check` finds something wrong."""
+    """Raises ValueError where there is no architecture, or `settings.check` finds something wrong."""
     if not config.architecture:
         raise ValueError("architecture needs at least one value.")
     settings.check(config)

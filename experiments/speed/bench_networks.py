@@ -146,7 +146,8 @@ def _outside(config: Config, progress: Progress) -> Data:
 
     def recorded(done: float, total: float, note: str = "") -> None:
         progress(done, total, note)
-        marks.append((time.perf_counter(), inside))
+        if done >= 1:  # Before the first epoch there are data and compilation.
+            marks.append((time.perf_counter(), inside))
 
     with tempfile.TemporaryDirectory() as folder:
         run = settings.NetworkConfig(out=Path(folder), seed=config.seed, quiet=True, epochs=config.epochs)
@@ -195,7 +196,7 @@ def table(config: Config, data: Data) -> str:
     """Seconds of a step in Markdown, or why PyTorch's are missing."""
     ours = f"{np.median(data['seconds']):.3f} s a step, medians of {config.rounds} rounds in turns"
     if data["pytorch_seconds"].size == 0:
-        return f"Ours {ours}. PyTorch is not installed, so it is not compared: `pip install torch`."
+        return f"Ours {ours}. PyTorch is not installed, and so not compared (pip install -e '.[bench]')."
     return f"Ours {ours}; PyTorch {np.median(data['pytorch_seconds']):.3f} s; ratio {ratio(data):.2f}."
 
 

@@ -371,6 +371,14 @@ def table(config: Config, data: Data) -> str:
             for i in range(len(settings))
         ]
         lines.append(f"| {str(name).replace('_', ' ')} | " + " | ".join(cells) + " |")
+    absent = [
+        peer for peer in ("pymanopt", "geojax") if not any(peer in name for name in data["contender"])
+    ]
+    if absent:
+        lines += [
+            "",
+            f"Not installed, and so not compared: {', '.join(absent)} (pip install -e '.[bench]').",
+        ]
     return "\n".join(lines)
 
 
