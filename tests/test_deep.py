@@ -159,6 +159,7 @@ def test_measures_of_layers_are_those_of_the_metrics(key):
             ),
             r"to W_L \(3, d_L\)",
         ),
+        (lambda p: p.check_point((np.ones((3, 4)), np.ones((9, 4)))), "DeepPoint.*but this is a tuple"),
         (lambda p: ufm.theory.deep_linear_minimizer(ONE_HOT, 2, [0.1, 0.1]), "width must be at least"),
     ],
 )

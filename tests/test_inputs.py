@@ -339,9 +339,13 @@ def test_probabilities_may_be_rounded_to_the_dtype_of_the_logits(dtype):
         ufm.losses.cross_entropy(jnp.zeros((50, 3), dtype), 1.02 * targets)
 
 
-def test_a_threshold_of_many_samples_is_a_number():
+def test_numbers_beyond_float32_and_int32_on_the_way_do_no_harm():
     with jax.enable_x64(False):
         assert ufm.theory.minority_collapse_threshold(50_000, 1e-4, 1e-4) == pytest.approx(25)
+        assert ufm.theory.minority_collapse_threshold(10**7, 1e-30, 1e-10) == pytest.approx(1e-26)
+        assert ufm.theory.layer_peeled_minimum(10, 50_000, 50_000) == 0
+        margin = ufm.theory.regularized_margin(100, 1, 1e-37, 1e-37)
+        assert margin == pytest.approx(np.log(1e37), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -499,6 +499,12 @@ def test_single_precision_is_kept():
             lambda: theory.collapse_spectrum(4, 2, 3, 9.0, loss=SMOOTHING),
             "minimized by collapse, but its slopes",
         ),
+        (
+            lambda: theory.collapse_spectrum(
+                2, 2, 3, 60.0, loss=functools.partial(ufm.losses.focal, gamma=10.0)
+            ),
+            "the slope of the loss at collapse, 0.0e[+]00, is 0 or underflows in float64",
+        ),
         (lambda: theory.regularized_collapse_spectrum(4, 2, 3, 0.0, 1.0), "weight_decay must be positive"),
         (
             lambda: theory.regularized_collapse_spectrum(4, 2, 3, 1.0, np.nan),

@@ -321,6 +321,73 @@ def test_the_smallest_eigenvalue_of_a_zero_hessian_is_zero():
     np.testing.assert_allclose(problem.manifold.norm(None, vector), 1)
 
 
+@pytest.mark.parametrize("entries", [0, 100])
+def test_the_smallest_eigenvalue_of_few_dimensions_beside_many_constants(entries):
+    A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
+    manifold = Product((Oblique(), Fixed()))
+    objective = ufm.Objective(lambda x: x[0] @ A @ x[0], manifold)
+    point = (jnp.array([0.0, 0.0, 1.0]), jnp.zeros(entries))
+    for seed in range(3):
+        value, (vector, fixed) = riemannian.curvature.smallest_eigenpair(
+            objective, point, jax.random.key(seed)
+        )
+        np.testing.assert_allclose(value, -4, rtol=1e-13)
+        np.testing.assert_allclose(jnp.abs(vector), [1, 0, 0], atol=1e-13)
+        assert not fixed.any()
+
+
+def test_lbfgs_goes_on_from_nearly_converged_and_from_far_points():
+    A = jnp.diag(jnp.arange(1.0, 11))
+    near = ufm.Objective(lambda x: jnp.vdot(x, A @ x) / 2, Euclidean())
+    result = ufm.minimize(near, jnp.full(10, 1e-9), ufm.solvers.lbfgs(), tolerance=1e-13)
+    assert result.status == ufm.Status.CONVERGED
+    far = ufm.Objective(lambda x: jnp.sum((x - 1e6) ** 2), Euclidean())
+    result = ufm.minimize(far, jnp.zeros(2), ufm.solvers.lbfgs(), max_steps=10)
+    assert result.status == ufm.Status.CONVERGED
+
+
+SOLVERS_OF_DERIVATIVES = [
+    ufm.solvers.lbfgs(),
+    *(ufm.solvers.conjugate_gradient(rule) for rule in ("hestenes_stiefel", "polak_ribiere")),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS_OF_DERIVATIVES)
+def test_forward_mode_derivatives_of_the_minimizer_are_those_of_perturbation_theory(solver):
+    """The projector on the leading eigenvector of B + tC."""
+    B, C = (x + x.T for x in jax.random.normal(jax.random.key(1), (2, 6, 6)))
+
+    def projector(t):
+        objective = ufm.Objective(lambda x: -x @ (B + t * C) @ x, Oblique())
+        start = jnp.ones(6) / 6**0.5
+        x = ufm.minimize(objective, start, solver, tolerance=1e-9).point
+        return jnp.outer(x, x)
+
+    values, vectors = np.linalg.eigh(B)
+    expected = np.zeros((6, 6))
+    for value, vector in zip(values[:-1], vectors.T[:-1], strict=True):
+        turn = vector @ C @ vectors[:, -1] / (values[-1] - value)
+        expected += turn * (np.outer(vector, vectors[:, -1]) + np.outer(vectors[:, -1], vector))
+    derivative = jax.jvp(projector, (0.0,), (1.0,))[1]
+    np.testing.assert_allclose(derivative, expected, atol=1e-6)
+
+
+def test_weights_of_weights_multiply():
+    x = Oblique().random_point(jax.random.key(0), jnp.zeros((5, 3)))
+    nested = Weighted(Weighted(Oblique(), 2.0), 3.0)
+    np.testing.assert_allclose(nested.typical_distance(x), Weighted(Oblique(), 6.0).typical_distance(x))
+
+
+def test_numpy_points_are_taken_in_the_dtype_that_jax_has():
+    start = np.zeros(2)
+    with jax.enable_x64(False):
+        objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), Euclidean())
+        assert ufm.minimize(objective, start, ufm.solvers.lbfgs()).point.dtype == np.float32
+    narrow = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2).astype(np.float32), Euclidean())
+    with pytest.raises(ValueError, match="cost of a float64 point must be float64, but is float32"):
+        ufm.minimize(narrow, start, ufm.solvers.lbfgs())
+
+
 # Diagnostics.
 
 MANIFOLDS = {
@@ -332,6 +399,8 @@ MANIFOLDS = {
         {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4, 2))},
     ),
     "weighted": (Weighted(Oblique(), jnp.array([[2.0], [5.0], [0.3]])), jnp.zeros((3, 4))),
+    "light": (Weighted(Oblique(), 1e-6), jnp.zeros((3, 4))),
+    "heavy": (Weighted(Stiefel(), 1e6), jnp.zeros((5, 3))),
 }
 
 

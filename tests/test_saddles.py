@@ -90,6 +90,9 @@ def test_random_starts_are_driven_to_critical_points():
         assert found.steps <= 200
 
 
+SQUARED_ERROR = ufm.normalized(ufm.balanced_labels(4, 3), 4, loss=ufm.losses.squared_error)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -108,6 +111,8 @@ def test_random_starts_are_driven_to_critical_points():
             "must lie between 0 and 4",
         ),
         (lambda: saddles.antipodal(problem_at(1.0), 3), "at least 4 dimensions, but dim is 3"),
+        (lambda: saddles.rank_one(SQUARED_ERROR, jax.random.key(0), 4), "must not see a constant"),
+        (lambda: saddles.full_rank(SQUARED_ERROR, 4), "must be ufm_jax.losses.cross_entropy"),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

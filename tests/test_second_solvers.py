@@ -200,6 +200,11 @@ class TestCriticalPoints:
         (lambda: ufm.solvers.trust_region(max_radius=-1.0), "max_radius must be positive"),
         (lambda: ufm.solvers.trust_region(theta=0.0), "theta must be positive"),
         (lambda: ufm.solvers.trust_region(max_inner=0), "max_inner must be"),
+        (lambda: ufm.solvers.trust_region(min_inner=-1), "min_inner must be"),
+        (
+            lambda: ufm.solvers.trust_region(max_radius=1.0, initial_radius=2.0),
+            "initial_radius must be at most max_radius = 1.0, but is 2.0",
+        ),
         (lambda: ufm.solvers.adaptive(contraction_factor=2.0), "contraction_factor must lie between"),
     ],
 )

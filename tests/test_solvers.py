@@ -228,6 +228,10 @@ class TestMinimize:
         with pytest.raises(ValueError, match=message):
             self.run(self.start._replace(**change))
 
+    def test_points_of_other_kinds_are_refused(self):
+        with pytest.raises(ValueError, match=r"is a Point\(W, H\), without a bias, but this is a tuple"):
+            self.run((self.start.W, self.start.H))
+
     @pytest.mark.parametrize(("name", "value"), [("max_steps", -1), ("tolerance", -1.0)])
     def test_bad_arguments_are_refused(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be finite and at least 0"):

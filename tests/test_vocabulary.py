@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 
@@ -302,6 +303,52 @@ def test_conventions_have_names(name):
             np.testing.assert_allclose(parts.total, sum(parts[1:]), rtol=1e-12)
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-9, err_msg=key)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("offset", "scale"), [(1e4, 1.0), (10.0, 1e-3), (0.0, 1e-8)])
+def test_with_a_bias_the_parts_do_not_depend_on_offset_and_scale(offset, scale, decay):
+    """Without decay not at all; with it they are those of the normal equations in long arithmetic."""
+    h, y, w, b, _ = case("unbalanced")
+    h, k = offset + scale * h, len(w)
+    with jax.enable_x64(True):
+        found = metrics.squared_error_decomposition(w, h, y, b, weight_decay=decay)
+    with mpmath.workdps(60):
+        x = mpmath.matrix(np.c_[h, np.ones(len(h))].tolist())
+        targets = mpmath.matrix(np.eye(k)[y].tolist())
+        # Singular without a decay; this one is too small to be seen.
+        second = x.T * x / len(h) + (decay or mpmath.mpf(10) ** -40) * mpmath.eye(x.cols)
+        best = (targets.T * x / len(h)) * second**-1
+        fits = np.array((x * best.T).tolist(), float)
+        sizes = decay * float(mpmath.mnorm(best, "f") ** 2) / 2
+    means = np.stack([fits[y == c].mean(0) for c in range(k)])
+    nc1 = np.sum((fits - means[y]) ** 2) / len(h) / 2 + sizes
+    nc23 = np.sum((means[y] - np.eye(k)[y]) ** 2) / len(h) / 2
+    np.testing.assert_allclose([found.nc1, found.nc23], [nc1, nc23], rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(found.total, sum(found[1:]), rtol=1e-10)
+
+
+def test_batches_in_float32_keep_the_parts_of_features_with_an_offset():
+    h, y, w, b, _ = case("unbalanced")
+    h = np.asarray(10 + h, np.float32)
+    exact = metrics.measure(h.astype(float), y, w, bias=b)
+    found = streaming.measure_batches([(h, y)], len(w), w, b, dtype="float32")
+    for name in ("squared_error_nc1", "squared_error_nc23"):
+        np.testing.assert_allclose(getattr(found, name), getattr(exact, name), rtol=1e-3)
+
+
+def test_float32_counts_every_sample():
+    """2^24 + 1 of a class, which no float32 is, and in other batches the second time."""
+    labels = np.zeros(2**20, np.int32)
+    ones = np.ones((2**20, 1), np.float32)
+    batches = [(ones, labels)] * 16 + [(ones[:1], labels[:1]), (2 * ones[:3], labels[:3] + 1)]
+    first = streaming.first_pass(2, 1)
+    for batch in batches:
+        first = first.add(*batch)
+    second = first.second_pass(decisions=False)
+    for batch in reversed(batches):
+        second = second.add(*batch)
+    assert second.per_class()["samples"].tolist() == [2**24 + 1, 3]
 
 
 def ufm_distance(gram):

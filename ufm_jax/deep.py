@@ -86,7 +86,7 @@ class DeepProblem(Objective):
         Raises:
             ValueError: a width is below 1, or there is not one for each layer.
         """
-        widths = [widths] * self.depth if isinstance(widths, int) else list(widths)
+        widths = [widths] * self.depth if isinstance(widths, int | np.integer) else list(widths)
         _checks.at_least("widths", widths, 1)
         if len(widths) != self.depth:
             raise ValueError(f"widths must be {self.depth}, one a layer, but are {len(widths)}.")
@@ -99,6 +99,10 @@ class DeepProblem(Objective):
 
     def check_point(self, point: DeepPoint) -> None:
         """Raises ValueError where `point` does not fit the problem."""
+        if not isinstance(point, DeepPoint):
+            raise ValueError(
+                f"a point of this problem is a DeepPoint(weights, H), but this is a {type(point).__name__}."
+            )
         super().check_point(point)
         rows = [*(W.shape[0] for W in point.weights), len(point.H)]
         columns = [*(W.shape[1] for W in point.weights), point.H.shape[1]]

@@ -121,7 +121,7 @@ class Problem(Objective):
 
     def check_point(self, point: AnyPoint) -> None:
         """Raises ValueError where `point` does not fit the problem or, outside `jit`, its manifold."""
-        if isinstance(point, BiasedPoint) != self.has_bias:
+        if not isinstance(point, BiasedPoint if self.has_bias else Point):
             kind = "BiasedPoint(W, H, b)" if self.has_bias else "Point(W, H), without a bias"
             raise ValueError(f"a point of this problem is a {kind}, but this is a {type(point).__name__}.")
         W, H = point.W, point.H

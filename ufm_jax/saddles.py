@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from ufm_jax import _checks, theory
+from ufm_jax import _checks, losses, theory
 from ufm_jax._products import matmul
 from ufm_jax.landscape import check_normalized
 from ufm_jax.problems import Point, Problem, normalized
@@ -55,7 +55,8 @@ def rank_one(
     the point stays critical, and alpha becomes anything that sums to zero.
 
     Args:
-        problem: of `ufm_jax.normalized`, classes of equal size.
+        problem: of `ufm_jax.normalized`, classes of equal size, and a loss that does not see a constant
+            added to all logits of a sample, as all of the softmax do not.
         key: random key.
         dim: d, at least 1.
         dtype: floating type; JAX's default if None.
@@ -65,11 +66,18 @@ def rank_one(
         `Point(W=(K, d), H=(N, d))`.
 
     Raises:
-        ValueError: d < 1, the problem is not a normalized one, or its classes have unequal sizes.
+        ValueError: d < 1, the problem is not a normalized one, its classes have unequal sizes, or its loss
+            sees such a constant (checked outside `jit`).
     """
     _check(problem)
     _checks.at_least("dim", dim, 1)
     K, N = problem.num_classes, len(problem.labels)
+    at_zero, at_one = (problem.loss(jnp.full((K, K), z), jnp.arange(K)) for z in (0.0, 1.0))
+    if _checks.is_concrete((at_zero, at_one)) and not jnp.allclose(at_zero, at_one, rtol=1e-4):
+        raise ValueError(
+            "the loss must not see a constant added to all logits of a sample: otherwise the point is not "
+            "critical."
+        )
     dtype = jax.dtypes.canonicalize_dtype(dtype or float)
     for_points, for_signs = jax.random.split(key)
     vectors = normalize(jax.random.normal(for_points, (1 + N // K, dim), dtype))
@@ -143,7 +151,7 @@ def full_rank(
     `q(s) = (K-1) e^-s / (1 + (K-1) e^-s)`; it exists where tau is not too small.
 
     Args:
-        problem: of `ufm_jax.normalized` with cross entropy, n samples of each class.
+        problem: of `ufm_jax.normalized` with `ufm_jax.losses.cross_entropy`, n samples of each class.
         dim: d, at least K.
         dtype: floating type; JAX's default if None.
         reversed_samples: r, at least 1 and below n/2.
@@ -153,7 +161,7 @@ def full_rank(
 
     Raises:
         ValueError: d < K, r is out of range, tau is too small (checked outside `jit`), the problem is not a
-            normalized one, or its classes have unequal sizes.
+            normalized one with cross entropy, or its classes have unequal sizes.
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 3), num_classes=3, tau=2.0)
@@ -164,6 +172,8 @@ def full_rank(
     Reference: docs/landscape.md.
     """
     _check(problem)
+    if problem.loss is not losses.cross_entropy:
+        raise ValueError("the loss must be ufm_jax.losses.cross_entropy: the angle is that of its slopes.")
     K, N = problem.num_classes, len(problem.labels)
     n, r = N // K, reversed_samples
     if dim < K:

@@ -29,7 +29,8 @@ where the squared error is asked for.
 The definitions are those of `ufm_jax.metrics`, and so are the arrays that it takes. That module squares
 class means to (M M^T)^+, which suits float64; in float32 M is decomposed itself here, which loses half as
 many digits. All sums are about the first sample of a class: what the features share, as all of them do
-after a ReLU, is subtracted before anything is rounded, and costs no digits.
+after a ReLU, is subtracted before anything is rounded, and costs no digits but in the parts of the squared
+error of a classifier without a bias, which are of the features themselves.
 
 Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for Computing the Sample
 Variance*, American Statistician 1983.

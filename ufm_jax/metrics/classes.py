@@ -32,7 +32,7 @@ class Sums(NamedTuple):
     """What one pass over the features gathers.
 
     Attributes:
-        counts: samples of each class, (K,).
+        counts: samples of each class, integers (K,): in float32 they would end at 2^24.
         first: the first sample of each class, (K, d); zeros where there is none yet.
         sums: of the differences to it, (K, d).
     """
@@ -46,7 +46,7 @@ class Centres(NamedTuple):
     """Class means. Lengths of `centred` and of deviations are in units of `unit`.
 
     Attributes:
-        counts: samples of each class, (K,).
+        counts: samples of each class, (K,), in the dtype of the means.
         first: the first sample of each class, (K, d).
         shifts: the mean of each class minus that sample, (K, d).
         centred: the class means minus the global mean, over `unit`, (K, d).
@@ -79,13 +79,13 @@ class Centres(NamedTuple):
 def no_sums(num_classes: int, dim: int, dtype: np.dtype) -> Sums:
     """The sums of no samples."""
     zeros = jnp.zeros((num_classes, dim), dtype)
-    return Sums(jnp.zeros(num_classes, dtype), zeros, zeros)
+    return Sums(jnp.zeros(num_classes, jnp.int32), zeros, zeros)
 
 
 def add(sums: Sums, features: jax.Array, labels: jax.Array) -> Sums:
     """The sums with features (B, d) of classes (B,) in them."""
     num_classes, dtype = len(sums.counts), sums.sums.dtype
-    counts = jnp.bincount(labels, length=num_classes).astype(dtype)
+    counts = jnp.bincount(labels, length=num_classes).astype(jnp.int32)
     place = jax.ops.segment_min(jnp.arange(len(labels)), labels, num_classes)
     # Where a class has no sample here, the place is out of range, and the row is not used.
     here = features[jnp.minimum(place, len(labels) - 1)].astype(dtype)
@@ -109,13 +109,14 @@ def by_class(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Arra
 @functools.partial(jax.jit, static_argnums=1)
 def centres_of(sums: Sums, global_mean: GlobalMean = "samples") -> Centres:
     """The centres of the classes; NaN where a class has no sample."""
-    shifts = sums.sums / sums.counts[:, None]
+    counts = sums.counts.astype(sums.sums.dtype)
+    shifts = sums.sums / counts[:, None]
     from_first = sums.first - sums.first[0] + shifts
-    weights = sums.counts if global_mean == "samples" else jnp.ones_like(sums.counts)
+    weights = counts if global_mean == "samples" else jnp.ones_like(counts)
     centred = from_first - jnp.sum(weights[:, None] * from_first, 0) / jnp.sum(weights)
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred)), jnp.max(jnp.abs(shifts))))
     unit = jnp.where(largest > 0, largest, 1)
-    return Centres(sums.counts, sums.first, shifts, centred / unit, unit)
+    return Centres(counts, sums.first, shifts, centred / unit, unit)
 
 
 def deviations(centres: Centres, features: jax.Array, labels: jax.Array) -> jax.Array:

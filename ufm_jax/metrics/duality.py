@@ -14,6 +14,7 @@ from ufm_jax._products import matmul
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import (
     Absent,
+    Centres,
     GlobalMean,
     Whole,
     bias_of,
@@ -276,8 +277,7 @@ def squared_error_decomposition(
     found = squared_error_parts(
         data.rows(W),
         None if bias is None else _bias(data, W, bias),
-        data.centres.means,
-        data.centres.frequencies,
+        data.centres,
         scatter,
         weight_decay,
     )
@@ -285,40 +285,46 @@ def squared_error_decomposition(
 
 
 def squared_error_parts(
-    W: jax.Array,
-    bias: jax.Array | None,
-    means: jax.Array,
-    frequencies: jax.Array,
-    within: jax.Array,
-    weight_decay: float = 0.0,
+    W: jax.Array, bias: jax.Array | None, centres: Centres, within: jax.Array, weight_decay: float = 0.0
 ) -> SquaredErrorParts:
-    """The parts, from the class means (K, d), their shares (K,) and Sigma_W (d, d)."""
-    if bias is not None:
-        W = jnp.concatenate([W, bias[:, None]], 1)
-        means = jnp.concatenate([means, jnp.ones_like(bias)[:, None]], 1)
-        within = jnp.pad(within, (0, 1))
-    within = within + weight_decay * jnp.eye(len(within), dtype=within.dtype)
-    weighted = frequencies[:, None] * means
-    second = within + matmul(means.T, weighted)
-    best = matmul(
-        weighted, jnp.linalg.pinv(second, rtol=len(second) * jnp.finfo(W.dtype).eps, hermitian=True)
-    )
-    count = len(means)
+    """The parts, from the class means, centred by that of all samples, and Sigma_W (d, d).
 
-    def of_means(classifier):
+    A bias is eliminated: with m the global mean, c_k = m_k - m, `V (m_k, 1) = W c_k + (W m + b)`, and
+    `W*` solves the least squares of deviations from m. What the features share costs no digits then.
+    """
+    p, m = centres.frequencies, centres.global_mean
+    if bias is None:
+        c, m, b, shrinkage = centres.means, jnp.zeros_like(m), jnp.zeros_like(p), 0.0
+    else:
+        c, b, shrinkage = centres.centred * centres.unit, bias, weight_decay / (1 + weight_decay)
+    weighted = p[:, None] * c
+    covariance = within + matmul(c.T, weighted)
+    decay = weight_decay * jnp.eye(len(m), dtype=m.dtype) + shrinkage * jnp.outer(m, m)
+    inverse = jnp.linalg.pinv(covariance + decay, rtol=len(m) * jnp.finfo(m.dtype).eps, hermitian=True)
+    best = matmul(weighted + shrinkage * jnp.outer(p, m), inverse)
+    # V and V* at the global mean, and their biases.
+    at_mean = matmul(W, m) + b
+    best_at_mean = jnp.zeros_like(b) if bias is None else p + shrinkage * (matmul(best, m) - p)
+    best_b = best_at_mean - matmul(best, m)
+
+    def of_means(W, at_mean):
         def of_block(block):
             rows, share, index = block
-            errors = matmul(rows, classifier.T) - jax.nn.one_hot(index, count, dtype=rows.dtype)
+            errors = matmul(rows, W.T) + at_mean - jax.nn.one_hot(index, len(c), dtype=rows.dtype)
             return share * jnp.sum(errors**2, -1)
 
-        return jnp.sum(pairs.in_blocks(of_block, (means, frequencies, jnp.arange(count)), count)) / 2
+        return jnp.sum(pairs.in_blocks(of_block, (c, p, jnp.arange(len(c))), len(c))) / 2
 
-    def quadratic(rows, matrix):
-        return jnp.sum(matmul(rows, matrix) * rows) / 2
+    def quadratic(W, b, matrix):
+        return (jnp.sum(matmul(W, matrix) * W) + weight_decay * (jnp.sum(W**2) + jnp.sum(b**2))) / 2
 
     # The total needs no least-squares classifier, and keeps its digits where that loses some.
-    total = quadratic(W, within) + of_means(W)
-    return SquaredErrorParts(total, quadratic(best, within), of_means(best), quadratic(W - best, second))
+    return SquaredErrorParts(
+        quadratic(W, b, within) + of_means(W, at_mean),
+        quadratic(best, best_b, within),
+        of_means(best, best_at_mean),
+        quadratic(W - best, b - best_b, covariance) + jnp.sum((at_mean - best_at_mean) ** 2) / 2,
+    )
 
 
 def square_of_difference(ours: jax.Array, theirs: jax.Array) -> jax.Array:

@@ -332,7 +332,7 @@ def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurem
     return Measurement(
         num_classes=len(second.kept),
         dim=second.centres.centred.shape[1],
-        samples=int(np.sum(np.asarray(second.centres.counts, np.float64))),
+        samples=int(np.sum(np.asarray(second.totals.counts, np.int64))),
         absent_classes=num_classes - len(second.kept),
         per_class={name: np.asarray(value) for name, value in per_class.items()},
         **{name: float(value) for name, value in values.items() if name not in not_measured},

@@ -35,7 +35,7 @@ class Totals(NamedTuple):
     """What the second pass gathers, by class; None what it was not asked for.
 
     Attributes:
-        counts: samples, (K,).
+        counts: samples, integers (K,).
         whitened: squares of the deviations weighed by Sigma_B^+, (K,).
         squares: squares of the deviations, (K,).
         directional: sums of `ufm_jax.metrics.directional_cdnv`, (K,).
@@ -118,7 +118,7 @@ class FirstPass(NamedTuple):
         by_decision = zeros if decisions and rows is not None else None
         dim = sums.sums.shape[1]
         totals = Totals(
-            counts=zeros,
+            counts=jnp.zeros(len(kept), jnp.int32),
             whitened=zeros,
             squares=zeros,
             directional=zeros if decisions else None,
@@ -226,9 +226,9 @@ class SecondPass(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if the two passes did not see as many samples of each class (outside `jit`)."""
-        counts = self.centres.counts, self.totals.counts
+        counts = self.centres.counts, self.totals.counts.astype(self.centres.counts.dtype)
         if _checks.is_concrete(counts) and np.any(counts[0] != counts[1]):
-            first, second = (int(np.sum(np.asarray(x))) for x in counts)
+            first, second = (int(np.sum(np.asarray(x, np.float64))) for x in counts)
             raise ValueError(
                 f"both passes must go over the same samples, but the first saw {first} and the second "
                 f"{second}, or others of some class."
@@ -275,7 +275,7 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
         about_mean = apart + centres.centred[places]
         agree = decided == second.kept[collapse.nearest(centres.centred, about_mean)]
     return Totals(
-        counts=with_sums(totals.counts, lambda: jnp.ones(len(labels))),
+        counts=totals.counts + jnp.bincount(places, length=count).astype(jnp.int32),
         whitened=with_sums(totals.whitened, lambda: whitened_squares(apart, second.whitening)),
         squares=with_sums(totals.squares, lambda: jnp.sum(apart**2, -1)),
         directional=with_sums(
@@ -317,7 +317,7 @@ def _per_class(second: SecondPass) -> dict[str, jax.Array]:
     variances = totals.squares / counts
     found: dict[str, Any] = {
         "class": second.kept,
-        "samples": counts.astype(jnp.int32),
+        "samples": totals.counts,
         "nc1": totals.whitened / counts / len(counts),
         "variance": variances * centres.unit**2,
         "cdnv": pairs.cdnv_by_class(centres.centred, variances, exponent=1, halved=True),
@@ -379,7 +379,7 @@ def _of_classifier(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[
     if second.totals.scatter is not None:
         within = second.totals.scatter * (centres.unit**2 / jnp.sum(centres.counts))
         with_bias = None if second.bias is None else bias
-        parts = duality.squared_error_parts(rows, with_bias, centres.means, centres.frequencies, within)
+        parts = duality.squared_error_parts(rows, with_bias, centres, within)
         for name, part in zip(("", "_nc1", "_nc23", "_perpendicular"), parts, strict=True):
             found[f"squared_error{name}"] = part
     return found

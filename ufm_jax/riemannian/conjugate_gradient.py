@@ -72,7 +72,9 @@ class ConjugateGradient(Solver):
         found = self.line_search.search(objective, old, state.direction, state.slope, state.search)
         new = iterate_at(objective, found.evaluation)
         carried = manifold.transport(old.point, new.point, state.direction)
-        beta = _BETA_RULES[self.beta_rule](manifold, old, new, carried)
+        # Derivatives of a run are those at fixed steps and a fixed mixture: quotients of changes that go to
+        # zero have derivatives that do not.
+        beta = jax.lax.stop_gradient(_BETA_RULES[self.beta_rule](manifold, old, new, carried))
         slope = beta * manifold.inner_product(new.point, new.gradient, carried) - new.gradient_norm**2
         # Not so, either, where a quotient of zero by zero has nothing to say.
         is_conjugate = found.moved & (beta != 0) & (slope < 0)

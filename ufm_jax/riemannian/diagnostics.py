@@ -195,8 +195,14 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     projected = manifold.project(point, a)
     zero = optax.tree.zeros_like(point)
     t = float(jnp.finfo(jax.tree.leaves(point)[0].dtype).eps) ** (1 / 3)
-    ahead, back = (manifold.retract(point, optax.tree.scale(s, tangent)) for s in (t, -t))
-    velocity = optax.tree.scale(1 / (2 * t), optax.tree.sub(ahead, back))
+
+    def length(v: Tree) -> float:
+        return float(optax.tree.norm(v))
+
+    # Moved by t of the point's own size: in another metric a unit tangent may be of any length.
+    step = t * (length(point) or 1) / (length(tangent) or 1)
+    ahead, back = (manifold.retract(point, optax.tree.scale(s, tangent)) for s in (step, -step))
+    velocity = optax.tree.scale(1 / (2 * step), optax.tree.sub(ahead, back))
     far = manifold.retract(point, tangent)
     random = manifold.random_point(keys[3], point)
     gradient = manifold.riemannian_gradient(point, a)
@@ -205,11 +211,8 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         jnp.eye(flat.size, dtype=flat.dtype)
     )
 
-    def length(v: Tree) -> float:
-        return float(optax.tree.norm(v))
-
     def moved(x: Tree) -> float:
-        return length(optax.tree.sub(manifold.retract(x, zero), x))
+        return length(optax.tree.sub(manifold.retract(x, zero), x)) / (length(x) or 1)
 
     residuals = {
         "projection not idempotent": length(optax.tree.sub(manifold.project(point, projected), projected)),
@@ -219,13 +222,16 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         "projection not of the stated dimension": abs(float(jnp.trace(matrix)) - manifold.dimension(point)),
         "retract(x, 0) not x": moved(point),
         "retraction off the manifold": moved(far),
-        "retraction of another velocity": length(optax.tree.sub(velocity, tangent)),
+        "retraction of another velocity": length(optax.tree.sub(velocity, tangent))
+        / (length(tangent) or 1),
         "random point off the manifold": moved(random),
-        "random tangent not tangent": length(_normal_part(manifold, point, tangent)),
+        "random tangent not tangent": length(_normal_part(manifold, point, tangent))
+        / (length(tangent) or 1),
         "random tangent not of unit norm": abs(float(manifold.norm(point, tangent)) - 1),
         "gradient not that of the metric": abs(
             float(manifold.inner_product(point, gradient, tangent) - optax.tree.vdot(a, tangent))
-        ),
+        )
+        / (length(tangent) or 1),
     }
     tolerance = 100 * t**2 * max(1, flat.size**0.5)
     wrong = [f"{name} ({size:.2g})" for name, size in residuals.items() if not size <= tolerance]

@@ -53,7 +53,7 @@ class LBFGS(Solver):
         memory_size: pairs to keep, at least 1.
         line_search: how to choose the step; it should try step 1 first, since directions have the right
             length.
-        caution: a pair enters if `<step, change> >= caution |gradient| <step, step>`, at least 0.
+        caution: a pair enters if `<step, change> >= caution min(1, |gradient|) <step, step>`, at least 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -102,7 +102,8 @@ class LBFGS(Solver):
 
         step = manifold.transport(old.point, new.point, optax.tree.scale(found.step, direction))
         change = optax.tree.sub(new.gradient, manifold.transport(old.point, new.point, old.gradient))
-        told = _with_pair(memory, step, change, self.caution * old.gradient_norm, manifold, new)
+        least = self.caution * jnp.minimum(1, old.gradient_norm)
+        told = _with_pair(memory, step, change, least, manifold, new)
         # A search that failed along a quasi-Newton direction starts again from the gradient.
         afresh = _no_memory(new, self.memory_size)
         return LBFGSState(

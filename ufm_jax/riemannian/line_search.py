@@ -172,6 +172,8 @@ class Adaptive(LineSearch):
 class UnitStep(LineSearch):
     """Backtracking from step 1, for directions of the right length, as those of L-BFGS.
 
+    The first direction of all has length 1, however near the minimum is: hence sixty contractions.
+
     Args:
         contraction_factor: each failed step is multiplied by this, in (0, 1).
         sufficient_decrease: accept a step once the cost changes by at most this times step times slope.
@@ -190,7 +192,7 @@ class UnitStep(LineSearch):
 
     contraction_factor: float = 0.5
     sufficient_decrease: float = 1e-4
-    max_iterations: int = 25
+    max_iterations: int = 60
     initial_step_size: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:

@@ -674,7 +674,8 @@ class Weighted(Manifold):
 
     def typical_distance(self, point: Tree) -> jax.Array | float:
         ones = optax.tree.ones_like(point)
-        return self.manifold.typical_distance(point) * self.norm(point, ones) / optax.tree.norm(ones)
+        weighted = optax.tree.norm(self._scaled(ones, 0.5)) / optax.tree.norm(ones)
+        return self.manifold.typical_distance(point) * weighted
 
     def check_point(self, point: Tree) -> None:
         self.manifold.check_point(point)

@@ -31,9 +31,10 @@ class Status(enum.IntEnum):
     OUT_OF_STEPS = 1
     """All allowed steps were taken, and the gradient norm is still above the tolerance."""
     STALLED = 2
-    """No further step was possible in this precision, and the gradient norm is above the tolerance.
+    """No step that the search tried was possible, and the gradient norm is above the tolerance.
 
-    Where a cost is far below 1, its `Objective` may need a smaller `scale`.
+    Mostly precision has ended. Else, where a cost is far below 1, its `Objective` may need a smaller
+    `scale`, and a line search more `max_iterations`.
     """
     STOPPED = 3
     """The caller's `until` said so, before the gradient norm was at the tolerance."""
@@ -177,7 +178,8 @@ def minimize(
 
     Args:
         objective: what to minimize.
-        point: the start, a pytree of floating arrays on the objective's manifold; its dtype is kept.
+        point: the start, a pytree of floating arrays on the objective's manifold; its dtype is kept, but
+            that float64 is float32 where JAX has not enabled it.
         solver: for example `ufm_jax.solvers.lbfgs()`.
         max_steps: largest number of steps, at least 0, static.
         tolerance: stop once the norm of the Riemannian gradient, in the metric of the manifold, is at most
@@ -205,6 +207,7 @@ def minimize(
         0.3690, by theory 0.3690
     """
     objective.check_point(point)
+    point = jax.tree.map(jnp.asarray, point)
     _check_dtype_of_cost(objective, point)
     if measure is not None:
         if record is not None:
@@ -220,9 +223,6 @@ def minimize(
 def _check_dtype_of_cost(objective: Objective, point: Tree) -> None:
     """Raises ValueError where the cost has another dtype than the point, on which solvers would stumble."""
     dtype = jax.tree.leaves(point)[0].dtype
-    # Only a dtype that is not JAX's default can be lost to that of a constant.
-    if dtype == jnp.result_type(float):
-        return
     found = jax.eval_shape(objective.cost, point).dtype
     if found != dtype:
         raise ValueError(

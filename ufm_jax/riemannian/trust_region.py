@@ -145,6 +145,10 @@ class TrustRegion(Solver):
             raise ValueError(f"kappa must lie between 0 and 1, but is {self.kappa}.")
         _checks.positive("theta", self.theta)
         _checks.at_least("max_inner", 1 if self.max_inner is None else self.max_inner, 1)
+        _checks.at_least("min_inner", self.min_inner, 0)
+        first, largest = self.initial_radius, self.max_radius
+        if first is not None and largest is not None and first > largest:
+            raise ValueError(f"initial_radius must be at most max_radius = {largest}, but is {first}.")
 
     def _largest_radius(self, objective: Objective, point: Tree) -> jax.Array | float:
         return objective.manifold.typical_distance(point) if self.max_radius is None else self.max_radius

@@ -454,9 +454,9 @@ def _slope_and_curvatures(loss: _Loss, K: int, tau: ArrayLike) -> tuple[jax.Arra
     slopes, between, against = _derivatives_at_collapse(loss, K, tau)
     # Entries of another class keep the digits that 1 - p has lost.
     c = K * slopes[1]
-    if _checks.is_concrete(c):
-        _check_slopes(slopes, c)
     unit = (K - 1) * c / (K * tau)
+    if _checks.is_concrete(c):
+        _check_slopes(slopes, c, unit)
     return c, between[1] / unit, -K * against[1] / unit
 
 
@@ -470,8 +470,13 @@ def _derivatives_at_collapse(loss: _Loss, K: int, tau: jax.Array) -> tuple[jax.A
     return slopes, curvature(others), curvature(own)
 
 
-def _check_slopes(slopes: jax.Array, c: jax.Array) -> None:
+def _check_slopes(slopes: jax.Array, c: jax.Array, unit: jax.Array) -> None:
     K = len(slopes)
+    if 0 <= unit < 10 * K * jnp.finfo(c.dtype).tiny:
+        raise ValueError(
+            f"the slope of the loss at collapse, {float(c):.1e}, is 0 or underflows in {c.dtype}: take a "
+            "smaller temperature, or a wider type (jax_enable_x64)."
+        )
     wanted = c * jnp.where(jnp.arange(K) == 0, 1 / K - 1, 1 / K)
     if not (c > 0 and jnp.allclose(slopes, wanted, rtol=1e-3, atol=10 * jnp.finfo(c.dtype).eps)):
         raise ValueError(

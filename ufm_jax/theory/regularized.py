@@ -126,7 +126,7 @@ def regularized_margin(
     limit = (num_classes - 1) / num_classes
     # Where q >= limit the margin is 0, and its derivative too.
     inside = jnp.where(q < limit, q, limit)
-    return jnp.where(q < limit, jnp.log((num_classes - 1) * (1 - inside) / inside), 0)
+    return jnp.where(q < limit, jnp.log((num_classes - 1) * (1 - inside)) - jnp.log(inside), 0)
 
 
 def regularized_minimizer(
@@ -444,7 +444,7 @@ def layer_peeled_minimum(
     _checks.at_least("num_classes", num_classes, 2)
     _checks.positive("weight_energy", weight_energy)
     _checks.positive("feature_energy", feature_energy)
-    tau = jnp.sqrt(jnp.asarray(weight_energy) * jnp.asarray(feature_energy))
+    tau = jnp.sqrt(1.0 * jnp.asarray(weight_energy)) * jnp.sqrt(1.0 * jnp.asarray(feature_energy))
     return jnp.log1p((num_classes - 1) * jnp.exp(-num_classes * tau / (num_classes - 1)))
 
 
@@ -475,8 +475,8 @@ def minority_collapse_threshold(
     Cross-entropy Loss with Imbalanced Data*, JMLR 2024.
     """
     _checks.at_least("num_samples", num_samples, 1)
-    decays = _positive("weight_decay", weight_decay) * _positive("feature_decay", feature_decay)
-    return float(num_samples) ** 2 * decays
+    N = float(num_samples)
+    return (N * _positive("weight_decay", weight_decay)) * (N * _positive("feature_decay", feature_decay))
 
 
 def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
