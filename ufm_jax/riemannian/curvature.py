@@ -39,8 +39,8 @@ def smallest_eigenvalue(objective: Objective, point: Tree, key: jax.Array) -> ja
     Example:
         >>> objective = ufm.Objective(lambda x: x[0] * x[1], ufm.manifolds.Euclidean())
         >>> curvature = ufm.riemannian.curvature
-        >>> print(curvature.smallest_eigenvalue(objective, jnp.zeros(2), jax.random.key(0)))
-        -1.0
+        >>> print(f"{curvature.smallest_eigenvalue(objective, jnp.zeros(2), jax.random.key(0)):.3f}")
+        -1.000
     """
     return smallest_eigenpair(objective, point, key)[0]
 
@@ -69,7 +69,7 @@ def smallest_eigenpair(
         >>> objective = ufm.Objective(lambda x: x[0] ** 2 - 3 * x[1] ** 2, ufm.manifolds.Euclidean())
         >>> curvature = ufm.riemannian.curvature
         >>> value, vector = curvature.smallest_eigenpair(objective, jnp.zeros(2), jax.random.key(0))
-        >>> print(value, jnp.abs(vector))
+        >>> print(value.round(3), jnp.abs(vector).round(3))
         -6.0 [0. 1.]
 
     Reference: Knyazev, *Toward the Optimal Preconditioned Eigensolver*, SIAM J. Sci. Comput. 2001.
