@@ -200,7 +200,8 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         return float(optax.tree.norm(v))
 
     # Moved by t of the point's own size: in another metric a unit tangent may be of any length.
-    step = t * (length(point) or 1) / (length(tangent) or 1)
+    size = length(tangent) or 1
+    step = t * (length(point) or 1) / size
     ahead, back = (manifold.retract(point, optax.tree.scale(s, tangent)) for s in (step, -step))
     velocity = optax.tree.scale(1 / (2 * step), optax.tree.sub(ahead, back))
     far = manifold.retract(point, tangent)
@@ -222,19 +223,17 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         "projection not of the stated dimension": abs(float(jnp.trace(matrix)) - manifold.dimension(point)),
         "retract(x, 0) not x": moved(point),
         "retraction off the manifold": moved(far),
-        "retraction of another velocity": length(optax.tree.sub(velocity, tangent))
-        / (length(tangent) or 1),
+        "retraction of another velocity": length(optax.tree.sub(velocity, tangent)) / size,
         "random point off the manifold": moved(random),
-        "random tangent not tangent": length(_normal_part(manifold, point, tangent))
-        / (length(tangent) or 1),
+        "random tangent not tangent": length(_normal_part(manifold, point, tangent)) / size,
         "random tangent not of unit norm": abs(float(manifold.norm(point, tangent)) - 1),
         "gradient not that of the metric": abs(
             float(manifold.inner_product(point, gradient, tangent) - optax.tree.vdot(a, tangent))
         )
-        / (length(tangent) or 1),
+        / size,
     }
     tolerance = 100 * t**2 * max(1, flat.size**0.5)
-    wrong = [f"{name} ({size:.2g})" for name, size in residuals.items() if not size <= tolerance]
+    wrong = [f"{name} ({found:.2g})" for name, found in residuals.items() if not found <= tolerance]
     message = f"The manifold is wrong: {'; '.join(wrong)}." if wrong else "The manifold seems right."
     return ManifoldCheck(not wrong, message, residuals)
 

@@ -442,9 +442,9 @@ def layer_peeled_minimum(
     Reference: Fang et al., *Exploring Deep Neural Networks via Layer-Peeled Model*, PNAS 2021.
     """
     _checks.at_least("num_classes", num_classes, 2)
-    _checks.positive("weight_energy", weight_energy)
-    _checks.positive("feature_energy", feature_energy)
-    tau = jnp.sqrt(1.0 * jnp.asarray(weight_energy)) * jnp.sqrt(1.0 * jnp.asarray(feature_energy))
+    tau = _root_of_product(
+        _positive("weight_energy", weight_energy), _positive("feature_energy", feature_energy)
+    )
     return jnp.log1p((num_classes - 1) * jnp.exp(-num_classes * tau / (num_classes - 1)))
 
 
@@ -528,8 +528,14 @@ def _positive(name: str, value: ArrayLike) -> jax.Array:
 
 def _rate(weight_decay: ArrayLike, feature_decay: ArrayLike) -> jax.Array:
     """`sqrt(lW lH)`."""
-    lW, lH = _positive("weight_decay", weight_decay), _positive("feature_decay", feature_decay)
-    return jnp.sqrt(1.0 * lW) * jnp.sqrt(1.0 * lH)
+    return _root_of_product(
+        _positive("weight_decay", weight_decay), _positive("feature_decay", feature_decay)
+    )
+
+
+def _root_of_product(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """`sqrt(a b)`, also where the product overflows, underflows or is of integers."""
+    return jnp.sqrt(1.0 * a) * jnp.sqrt(1.0 * b)
 
 
 def _singular_values(
