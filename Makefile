@@ -33,7 +33,7 @@ $(EXPERIMENTS): $(READY)
 
 bench: bench-solvers bench-networks bench-metrics
 
-figures: $(FIGURES)  ## All figures of the unconstrained feature model (6 min)
+figures: $(FIGURES)  ## All figures of the unconstrained feature model (7 min)
 
 networks: $(NETWORKS)  ## All experiments on networks, at laptop scale (15 min)
 
