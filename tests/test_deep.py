@@ -159,6 +159,19 @@ def test_measures_of_layers_are_those_of_the_metrics(key):
             ),
             r"to W_L \(3, d_L\)",
         ),
+        (
+            lambda p: p.check_point(ufm.deep.DeepPoint((np.ones((4, 4)), np.ones((3, 4))), np.ones(9))),
+            r"must be matrices, but have shapes \(4, 4\), \(3, 4\), \(9,\)",
+        ),
+        (
+            lambda p: p.check_point(ufm.deep.DeepPoint((np.ones((4, 4)), np.ones((3, 4))), None)),
+            r"must be matrices, but have shapes \(4, 4\), \(3, 4\), \(\)",
+        ),
+        (
+            lambda p: p.random_point(jax.random.key(0), 4.0),
+            r"widths must be integers, but are \[4.0, 4.0\]",
+        ),
+        (lambda p: p.random_point(jax.random.key(0), [4, 4.5]), "widths must be integers"),
         (lambda p: p.check_point((np.ones((3, 4)), np.ones((9, 4)))), "DeepPoint.*but this is a tuple"),
         (lambda p: ufm.theory.deep_linear_minimizer(ONE_HOT, 2, [0.1, 0.1]), "width must be at least"),
     ],
@@ -166,3 +179,13 @@ def test_measures_of_layers_are_those_of_the_metrics(key):
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call(ufm.deep.problem(LABELS, 3))
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_orthogonality_of_means_feels_no_scale(scale, key):
+    problem = ufm.deep.problem(LABELS, 3)
+    point = problem.random_point(key, 4, dtype=jnp.float32)
+    scaled = point._replace(H=point.H * np.float32(scale))
+    np.testing.assert_allclose(
+        problem.measure(scaled).orthogonality, problem.measure(point).orthogonality, rtol=1e-6
+    )

@@ -222,6 +222,9 @@ def test_no_metric_depends_on_the_scale(dtype, scale):
         lambda s: metrics.cdnv(s * H, labels, 4),
         lambda s: metrics.gnc2(s * W),
         lambda s: metrics.gnc3(s * W, s * H, labels),
+        lambda s: metrics.nc4(s * W, s * H, labels),
+        lambda s: metrics.accuracy(s * W, s * H, labels),
+        lambda s: metrics.bias_duality(s * W, H, labels, jnp.zeros(4, dtype)) / s,
     ):
         np.testing.assert_allclose(metric(scale), metric(1.0), rtol=close)
 
@@ -278,3 +281,39 @@ def test_equal_class_means_hide_any_spread_from_nc1():
     assert ufm.metrics.cdnv(features, labels, 2) == jnp.inf
     nearly = features.at[0, 0].add(1e-14)
     assert ufm.metrics.nc1(nearly, labels, 2) > 1e20
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("samples", [6, 7, 41, 47, 55, 110])
+def test_all_right_is_exactly_one(samples, dtype):
+    """Compiled, a division by 41 is a product with the rounded 1/41, and 41 times that is below 1."""
+    W = jnp.asarray(np.eye(3), dtype)
+    labels = jnp.arange(samples) % 3
+
+    @jax.jit
+    def shares(h):
+        found = ufm.streaming.measure(W, h, labels)
+        return metrics.accuracy(W, h, labels), metrics.nc4(W, h, labels), found["accuracy"], found["nc4"]
+
+    assert [float(x) for x in shares(W[labels])] == [1, 1, 1, 1]
+
+
+def test_a_diverged_network_has_not_collapsed():
+    W, labels = jnp.eye(3), jnp.arange(6) % 3
+    bad = W[labels].at[1].set(jnp.nan)
+    assert np.isnan(metrics.nc4(W, bad, labels))
+    assert np.isnan(ufm.streaming.measure(W, bad, labels)["nc4"])
+    np.testing.assert_allclose(metrics.accuracy(W, bad, labels), 5 / 6)
+    assert metrics.accuracy(W * jnp.nan, W[labels], labels) == 0
+    with pytest.raises(ValueError, match="features must be finite, but 3 entries are not"):
+        metrics.measurement.measured(
+            [(bad, labels)],
+            3,
+            W,
+            None,
+            dtype=np.dtype("float64"),
+            outside=None,
+            absent="error",
+            decisions=True,
+            progress=None,
+        )

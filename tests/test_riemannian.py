@@ -447,3 +447,39 @@ def test_the_diagnostics_see_what_is_wrong():
     assert "slope 2.0" in found.message
     figure = pytest.importorskip("matplotlib.figure").Figure()
     found.plot(figure.subplots())
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Leaving(Oblique):
+    def retract_leaf(self, x, v):
+        return x + v
+
+    def random_leaf(self, key, shape, dtype):
+        return jax.random.normal(key, shape, dtype)
+
+
+def test_a_retraction_that_leaves_the_manifold_is_seen():
+    found = riemannian.check_manifold(Leaving(), jnp.array([[0.6, 0.8, 0.0]]), jax.random.key(0))
+    assert "retraction off the manifold" in found.message
+    assert "random point off the manifold" in found.message
+
+
+def test_without_a_direction_nothing_is_checked():
+    key, line, sphere = jax.random.key(0), jnp.ones((2, 1)), jnp.array([0.6, 0.8])
+    objective = ufm.Objective(lambda x: jnp.sum(x**3), Oblique())
+    for call in (
+        lambda: riemannian.check_gradient(objective, line, key),
+        lambda: riemannian.check_hessian(objective, line, key),
+        lambda: riemannian.check_manifold(Oblique(), line, key),
+        lambda: riemannian.curvature.smallest_eigenvalue(objective, line, key),
+    ):
+        with pytest.raises(ValueError, match="must have at least one dimension at the point"):
+            call()
+    assert riemannian.curvature.spectrum(objective, line).shape == (0,)
+    for check in (riemannian.check_gradient, riemannian.check_hessian):
+        with pytest.raises(ValueError, match="tangent must be finite and not 0"):
+            check(objective, sphere, key, tangent=jnp.zeros(2))
+        with pytest.raises(ValueError, match="must be a tangent vector, but a share of 1 of it is normal"):
+            check(objective, sphere, key, tangent=sphere)
+        assert check(objective, sphere, key, tangent=jnp.array([-0.8, 0.6])).passed

@@ -1,4 +1,4 @@
-"""Matrix products at full precision.
+"""Matrix products at full precision, and norms.
 
 On TPUs, and on GPUs with Tensor cores, JAX's default float32 product rounds its factors to bfloat16 or
 TF32, and solvers stall far from the minimum. Every product of the library goes through this module.
@@ -16,6 +16,25 @@ _MOST_PARTS = 64
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b`, every factor used at the precision of its dtype."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The norm of all entries, or along an axis; squares of entries neither vanish nor overflow."""
+    largest = jnp.max(jnp.abs(x), axis, keepdims=True)
+    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+    return jnp.squeeze(unit, axis) * jnp.linalg.norm(x / unit, axis=axis)
+
+
+def share(part: jax.Array, whole: jax.Array | int) -> jax.Array:
+    """`part / whole`, and 1 where they are equal: XLA divides by constants as by their reciprocals."""
+    return jnp.where(part == whole, 1, part / whole)
+
+
+def power_of_two(size: jax.Array) -> jax.Array:
+    """The power of two next to `size`, division by which rounds nothing; within the normal numbers."""
+    _, exponent = jnp.frexp(size)
+    limits = jnp.finfo(size.dtype)
+    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 3))
 
 
 def transposed_matmul(a: jax.Array, b: jax.Array) -> jax.Array:

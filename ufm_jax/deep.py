@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks, losses, metrics
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, power_of_two
 from ufm_jax.problems import Loss, _by_value, _check_loss
 from ufm_jax.riemannian.manifolds import Euclidean, Manifold
 from ufm_jax.riemannian.objective import Evaluation, Objective
@@ -84,9 +84,11 @@ class DeepProblem(Objective):
             The point.
 
         Raises:
-            ValueError: a width is below 1, or there is not one for each layer.
+            ValueError: a width is no integer or below 1, or there is not one for each layer.
         """
-        widths = [widths] * self.depth if isinstance(widths, int | np.integer) else list(widths)
+        widths = list(widths) if np.iterable(widths) else [widths] * self.depth
+        if not all(isinstance(width, int | np.integer) for width in widths):
+            raise ValueError(f"widths must be integers, but are {widths}.")
         _checks.at_least("widths", widths, 1)
         if len(widths) != self.depth:
             raise ValueError(f"widths must be {self.depth}, one a layer, but are {len(widths)}.")
@@ -103,6 +105,9 @@ class DeepProblem(Objective):
             raise ValueError(
                 f"a point of this problem is a DeepPoint(weights, H), but this is a {type(point).__name__}."
             )
+        if any(np.ndim(x) != 2 for x in (*point.weights, point.H)):
+            shapes = ", ".join(str(np.shape(x)) for x in (*point.weights, point.H))
+            raise ValueError(f"weights and H of a point must be matrices, but have shapes {shapes}.")
         super().check_point(point)
         rows = [*(W.shape[0] for W in point.weights), len(point.H)]
         columns = [*(W.shape[1] for W in point.weights), point.H.shape[1]]
@@ -213,6 +218,7 @@ def problem(
 
 def _from_frame(means: jax.Array) -> jax.Array:
     """How far the Gram matrix of the rows is from the identity, each of norm 1; 1 where it is zero."""
+    means = means / power_of_two(jnp.max(jnp.abs(means)))  # Else tiny or huge squares are 0 or infinite.
     gram = matmul(means, means.T)
     norm = jnp.linalg.norm(gram)
     k = len(gram)

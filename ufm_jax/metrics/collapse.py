@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, power_of_two, share
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import (
     Absent,
+    Centres,
     GlobalMean,
     Whole,
     bias_of,
@@ -199,8 +200,8 @@ def nc4(
             such a class, and then does not agree.
 
     Returns:
-        A scalar in [0, 1] of W's dtype, or (K,); NaN under `jit` where a class has no sample. W = 0 decides
-        for class 0 everywhere.
+        A scalar in [0, 1] of W's dtype, or (K,); NaN where features are not finite, and under `jit` where a
+        class has no sample. W = 0 decides for class 0 everywhere.
 
     Raises:
         ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
@@ -217,8 +218,7 @@ def nc4(
     centred = data.centres.centred
     near = jnp.asarray(data.kept)[nearest(centred, data.deviations + centred[data.labels])]
     agree = (decisions(widen(W), data.features, bias) == near).astype(data.features.dtype)
-    share = _means(agree, data, per_class)
-    return jnp.where(jnp.all(data.centres.counts > 0), share, jnp.nan).astype(W.dtype)
+    return jnp.where(are_known(data.centres), _means(agree, data, per_class), jnp.nan).astype(W.dtype)
 
 
 def cdnv(
@@ -334,25 +334,35 @@ def accuracy(
     W = classifier(W)
     features, labels = labelled(features, labels, *W.shape)
     bias = None if bias is None else bias_of(bias, len(W))
-    return jnp.mean(decisions(W, features, bias) == labels, dtype=W.dtype)
+    return share(jnp.sum(decisions(W, features, bias) == labels), len(labels)).astype(W.dtype)
 
 
 def _means(values: jax.Array, data: Whole, per_class: bool) -> jax.Array:
     """The mean of values (N,) over all samples, or over those of each class."""
     if per_class:
-        return by_class(values, data.labels, len(data.kept)) / data.centres.counts
-    return jnp.mean(values)
+        return share(by_class(values, data.labels, len(data.kept)), data.centres.counts)
+    return share(jnp.sum(values), len(values))
 
 
 @jax.jit
 def decisions(W: jax.Array, features: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """The class (N,) of the largest score of each sample (N, d), the first on a tie."""
+    """The class (N,) of the largest score of each sample (N, d), the first on a tie; -1 if one is NaN."""
+    # In units of powers of two, which round nothing, products neither vanish nor overflow.
+    unit_W = power_of_two(jnp.max(jnp.abs(W)))
 
     def of_block(features):
-        scores = matmul(features, W.T)
-        return jnp.argmax(scores if bias is None else scores + bias, axis=-1)
+        unit = power_of_two(jnp.max(jnp.abs(features), -1, keepdims=True))
+        scores = matmul(features / unit, (W / unit_W).T)
+        if bias is not None:
+            scores += bias / unit_W / unit
+        return jnp.where(jnp.any(jnp.isnan(scores), -1), -1, jnp.argmax(scores, -1))
 
     return pairs.in_blocks(of_block, features, len(W))
+
+
+def are_known(centres: Centres) -> jax.Array:
+    """Whether every class has a mean: a sample, and finite ones."""
+    return jnp.all(centres.counts > 0) & jnp.all(jnp.isfinite(centres.centred))
 
 
 @jax.jit

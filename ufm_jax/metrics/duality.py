@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, norm
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import (
     Absent,
@@ -170,7 +170,7 @@ def bias_duality(
     """
     W, data = _both(W, features, labels, global_mean, absent)
     offsets = matmul(data.rows(W), _global_mean(data, global_mean)) + _bias(data, W, bias)
-    return jnp.linalg.norm(offsets).astype(W.dtype)
+    return norm(offsets).astype(W.dtype)
 
 
 def nc5(

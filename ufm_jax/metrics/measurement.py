@@ -300,11 +300,13 @@ def measured(
         if dtype == np.float64:
             # Whatever JAX is set to; and on the host, since a TPU has no float64.
             stack.enter_context(jax.enable_x64(True))
-            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+            stack.enter_context(jax.default_device(_host()))
             W = None if W is None else np.asarray(_checks.array("W", W))
             bias = None if bias is None else np.asarray(_checks.array("bias", bias))
         first = None
         for features, labels in _each(batches, "first", progress, dtype):
+            if dtype == np.float64:
+                _check_finite("features", features)
             if first is None:
                 first = FirstPass(classes.no_sums(num_classes, features.shape[1], dtype))
             first = first.add(features, labels)
@@ -316,6 +318,16 @@ def measured(
         if progress is not None:
             progress("pairs of classes")
         return _measurement(second, num_classes, outside)
+
+
+def _host() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "float64 is computed on the host, whose platform 'cpu' JAX was told to leave out: name it too, "
+            "as in JAX_PLATFORMS=cuda,cpu."
+        ) from error
 
 
 def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurement:

@@ -4,6 +4,7 @@ Sigma_B^+ and the nearest means are known only once every class mean is; so the 
 means, and the second what is measured about them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, norm, share
 from ufm_jax.metrics import collapse, duality, geometry, pairs
 from ufm_jax.metrics.classes import (
     Absent,
@@ -42,6 +43,7 @@ class Totals(NamedTuple):
         agreeing: samples that the classifier and the nearest mean decide alike, (K,).
         right: samples that the classifier decides right, (K,).
         scatter: N Sigma_W, (d, d).
+        strange: samples of classes that are not kept, none if both passes see the same, a scalar.
     """
 
     counts: jax.Array
@@ -51,6 +53,7 @@ class Totals(NamedTuple):
     agreeing: Any
     right: Any
     scatter: Any
+    strange: jax.Array
 
 
 class FirstPass(NamedTuple):
@@ -125,6 +128,7 @@ class FirstPass(NamedTuple):
             agreeing=by_decision,
             right=by_decision,
             scatter=jnp.zeros((dim, dim), dtype) if covariance else None,
+            strange=jnp.zeros((), jnp.int32),
         )
         return SecondPass(totals, centres, _whitening(centres), rows, bias, jnp.asarray(kept, jnp.int32))
 
@@ -226,9 +230,10 @@ class SecondPass(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if the two passes did not see as many samples of each class (outside `jit`)."""
-        counts = self.centres.counts, self.totals.counts.astype(self.centres.counts.dtype)
-        if _checks.is_concrete(counts) and np.any(counts[0] != counts[1]):
-            first, second = (int(np.sum(np.asarray(x, np.float64))) for x in counts)
+        counts, strange = (self.centres.counts, self.totals.counts), self.totals.strange
+        if _checks.is_concrete((counts, strange)) and (strange > 0 or np.any(counts[0] != counts[1])):
+            first, second = (int(np.sum(np.asarray(x, np.int64))) for x in counts)
+            second += int(strange)
             raise ValueError(
                 f"both passes must go over the same samples, but the first saw {first} and the second "
                 f"{second}, or others of some class."
@@ -284,6 +289,8 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
         agreeing=with_sums(totals.agreeing, lambda: agree),
         right=with_sums(totals.right, lambda: decided == labels),
         scatter=None if totals.scatter is None else totals.scatter + matmul(apart.T, apart),
+        strange=totals.strange
+        + jnp.sum(second.kept[jnp.minimum(places, count - 1)] != labels, dtype=jnp.int32),
     )
 
 
@@ -326,11 +333,11 @@ def _per_class(second: SecondPass) -> dict[str, jax.Array]:
     if totals.directional is not None:
         found["directional_cdnv"] = totals.directional / counts / (len(counts) - 1)
     if second.W is not None:
-        found["norm_W"] = jnp.linalg.norm(second.rows, axis=-1)
+        found["norm_W"] = norm(second.rows, -1)
         found["similarity"] = duality.similarities_of(second.rows, centres.centred, centres.unit, True)
         found["gnc3"] = misalignments(second.rows, centres.means)
     if totals.agreeing is not None:
-        found["nc4"], found["accuracy"] = totals.agreeing / counts, totals.right / counts
+        found["nc4"], found["accuracy"] = _shares(second, lambda x: x)
     return found
 
 
@@ -373,7 +380,7 @@ def _of_classifier(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[
         "self_duality": duality.square_of_difference(rows, centres.centred),
         "unc3": jnp.var(similarities),
         "gnc3": jnp.mean(per_class["gnc3"]),
-        "bias_duality": jnp.linalg.norm(matmul(rows, centres.global_mean) + bias),
+        "bias_duality": norm(matmul(rows, centres.global_mean) + bias),
         **_geometry(rows, pairs.angles(rows), "W"),
     }
     if second.totals.scatter is not None:
@@ -386,11 +393,15 @@ def _of_classifier(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[
 
 
 def _of_decisions(second: SecondPass) -> dict[str, jax.Array]:
-    totals, samples = second.totals, jnp.sum(second.centres.counts)
-    if totals.agreeing is None:
+    if second.totals.agreeing is None:
         return {}
-    agreement = jnp.sum(totals.agreeing) / samples
-    return {
-        "nc4": jnp.where(jnp.all(second.centres.counts > 0), agreement, jnp.nan),
-        "accuracy": jnp.sum(totals.right) / samples,
-    }
+    agreement, accuracy = _shares(second, jnp.sum)
+    return {"nc4": agreement, "accuracy": accuracy}
+
+
+def _shares(second: SecondPass, total: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """NC4, NaN where a class has no finite mean, and accuracy, of what `total` puts together."""
+    counts, totals = second.centres.counts, second.totals
+    samples = total(counts)
+    agreement, accuracy = (share(total(x), samples) for x in (totals.agreeing, totals.right))
+    return jnp.where(collapse.are_known(second.centres), agreement, jnp.nan), accuracy

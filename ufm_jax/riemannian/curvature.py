@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, norm
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.objective import Objective
 
@@ -29,7 +29,7 @@ def smallest_eigenvalue(objective: Objective, point: Tree, key: jax.Array) -> ja
 
     Args:
         objective: any.
-        point: on the objective's manifold, critical or not.
+        point: on the objective's manifold of at least one dimension, critical or not.
         key: random key, for the start of the iteration.
 
     Returns:
@@ -75,7 +75,7 @@ def smallest_eigenpair(
     Reference: Knyazev, *Toward the Optimal Preconditioned Eigensolver*, SIAM J. Sci. Comput. 2001.
     """
     operator, project, flat, unflatten = _flat_hessian(objective, point)
-    dimension = objective.manifold.dimension(point)
+    dimension = objective.manifold.positive_dimension(point)
     if dimension <= 5 * _BLOCK:  # More are what LOBPCG needs.
         basis = jax.random.normal(key, (flat.size, dimension), flat.dtype)
         for _ in range(2):  # The first time, rounding leaves parts that are not tangent.
@@ -140,7 +140,7 @@ def eigenpairs(objective: Objective, point: Tree) -> tuple[jax.Array, Tree]:
     identity = jnp.eye(flat.size, dtype=flat.dtype)
     matrix = jax.vmap(operator)(identity)
     # The normal space goes above all else, and is cut off.
-    size = _norm(matrix)
+    size = norm(matrix)
     above = 2 * jnp.where(size > 0, size, 1)
     normal = identity - jax.vmap(project)(identity)
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 + above * normal)
@@ -169,21 +169,14 @@ def _flat_hessian(
     return operator, project, flat, lambda v: manifold.unwhiten(unflatten(v))
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """The norm of all entries; squares of tiny ones do not vanish."""
-    largest = jnp.max(jnp.abs(x))
-    unit = jnp.where(largest > 0, largest, 1)
-    return unit * jnp.linalg.norm(x / unit)
-
-
 def _norm_estimate(operator: Map, vector: jax.Array, steps: int = 20) -> jax.Array:
     """The size of the operator's largest eigenvalue, from below, by the power method."""
 
     def step(_, carry):
         v, _ = carry
         image = operator(v)
-        norm = _norm(image)
-        return image / jnp.where(norm > 0, norm, 1), norm
+        size = norm(image)
+        return image / jnp.where(size > 0, size, 1), size
 
     start = (vector / jnp.linalg.norm(vector), jnp.ones((), vector.dtype))
     return jax.lax.fori_loop(0, steps, step, start)[1]

@@ -87,7 +87,8 @@ def check_gradient(
         tangent.
 
     Raises:
-        ValueError: the point is not one of the objective's.
+        ValueError: the point is not one of the objective's, the manifold has no dimension there, or the
+            given `tangent` is 0 or not tangent.
 
     Example:
         >>> class Wrong(ufm.Objective):
@@ -103,7 +104,7 @@ def check_gradient(
     """
     objective.check_point(point)
     manifold = objective.manifold
-    tangent = manifold.random_tangent(key, point) if tangent is None else tangent
+    tangent = _direction(manifold, point, key, tangent)
     gradient = objective.gradient(objective.evaluate(point))
     slope = manifold.inner_product(point, gradient, tangent)
     residuals = {
@@ -131,7 +132,8 @@ def check_hessian(
         and symmetric.
 
     Raises:
-        ValueError: the point is not one of the objective's.
+        ValueError: the point is not one of the objective's, the manifold has no dimension there, or the
+            given `tangent` is 0 or not tangent.
 
     Example:
         >>> with jax.enable_x64():
@@ -143,7 +145,7 @@ def check_hessian(
     objective.check_point(point)
     manifold = objective.manifold
     of_tangent, of_other = jax.random.split(key)
-    tangent = manifold.random_tangent(of_tangent, point) if tangent is None else tangent
+    tangent = _direction(manifold, point, of_tangent, tangent)
     other = manifold.random_tangent(of_other, point)
     evaluation = objective.evaluate(point)
     hessian = objective.hessian_given(evaluation, objective.euclidean_gradient(evaluation))
@@ -170,9 +172,10 @@ def check_hessian(
 def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldCheck:
     """Checks at one point that a manifold's methods are what they claim to be.
 
-    The projection is idempotent, symmetric and of the stated rank; the retraction stays on the manifold,
-    is the identity at 0 and has the right velocity; random points lie on the manifold;
-    `riemannian_gradient` is the gradient in the metric; random tangents are tangent and of unit norm.
+    The projection is idempotent, symmetric and of the stated rank; the retraction is the identity at 0 and
+    has the right velocity; points that it leads to, and random ones, are points of the manifold as far as
+    retraction by 0 and projection tell; `riemannian_gradient` is the gradient in the metric; random
+    tangents are tangent and of unit norm.
 
     Args:
         manifold: of this library or of one's own.
@@ -182,6 +185,9 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     Returns:
         The `ManifoldCheck`.
 
+    Raises:
+        ValueError: the manifold has no dimension at the point.
+
     Example:
         >>> with jax.enable_x64():
         ...     x = jnp.eye(4)[:, :2]
@@ -189,6 +195,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         >>> print(found.message)
         The manifold seems right.
     """
+    manifold.positive_dimension(point)
     keys = jax.random.split(key, 4)
     a, b = (jax.tree.map(lambda x, k=k: jax.random.normal(k, x.shape, x.dtype), point) for k in keys[:2])
     tangent = manifold.random_tangent(keys[2], point)
@@ -215,16 +222,20 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     def moved(x: Tree) -> float:
         return length(optax.tree.sub(manifold.retract(x, zero), x)) / (length(x) or 1)
 
+    def not_idempotent(x: Tree) -> float:
+        once = manifold.project(x, a)
+        return length(optax.tree.sub(manifold.project(x, once), once))
+
     residuals = {
-        "projection not idempotent": length(optax.tree.sub(manifold.project(point, projected), projected)),
+        "projection not idempotent": not_idempotent(point),
         "projection not symmetric": abs(
             float(optax.tree.vdot(projected, b) - optax.tree.vdot(a, manifold.project(point, b)))
         ),
         "projection not of the stated dimension": abs(float(jnp.trace(matrix)) - manifold.dimension(point)),
         "retract(x, 0) not x": moved(point),
-        "retraction off the manifold": moved(far),
+        "retraction off the manifold": max(moved(far), not_idempotent(far)),
         "retraction of another velocity": length(optax.tree.sub(velocity, tangent)) / size,
-        "random point off the manifold": moved(random),
+        "random point off the manifold": max(moved(random), not_idempotent(random)),
         "random tangent not tangent": length(_normal_part(manifold, point, tangent)) / size,
         "random tangent not of unit norm": abs(float(manifold.norm(point, tangent)) - 1),
         "gradient not that of the metric": abs(
@@ -236,6 +247,19 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     wrong = [f"{name} ({found:.2g})" for name, found in residuals.items() if not found <= tolerance]
     message = f"The manifold is wrong: {'; '.join(wrong)}." if wrong else "The manifold seems right."
     return ManifoldCheck(not wrong, message, residuals)
+
+
+def _direction(manifold: Manifold, point: Tree, key: jax.Array, tangent: Tree | None) -> Tree:
+    """The tangent vector given, after its checks, or a random one of unit norm."""
+    manifold.positive_dimension(point)
+    if tangent is None:
+        return manifold.random_tangent(key, point)
+    if not manifold.norm(point, tangent) > 0:
+        raise ValueError("tangent must be finite and not 0: along 0 nothing changes.")
+    off = _relative(manifold, point, _normal_part(manifold, point, tangent), tangent)
+    if off > float(jnp.finfo(jax.tree.leaves(point)[0].dtype).eps) ** 0.5:
+        raise ValueError(f"tangent must be a tangent vector, but a share of {off:.2g} of it is normal.")
+    return tangent
 
 
 def _normal_part(manifold: Manifold, point: Tree, vector: Tree) -> Tree:

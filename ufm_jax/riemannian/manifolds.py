@@ -48,7 +48,7 @@ import optax
 from jax.typing import DTypeLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, power_of_two
 
 Tree = Any
 """A pytree of arrays: a point, or a vector of the same structure."""
@@ -80,20 +80,13 @@ def normalize(rows: jax.Array) -> jax.Array:
     rows = _checks.floating("rows", rows)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
-    scaled = jnp.where(largest == 0, first, rows / _power_of_two(largest))
+    scaled = jnp.where(largest == 0, first, rows / power_of_two(largest))
     return _unit(scaled)
 
 
 def _unit(rows: jax.Array) -> jax.Array:
     """`rows / |rows|`, written as XLA would rewrite it in some programs and not in others."""
     return rows * jax.lax.rsqrt(_row_inner(rows, rows))
-
-
-def _power_of_two(size: jax.Array) -> jax.Array:
-    """The power of two next to `size`, division by which rounds nothing; within the normal numbers."""
-    _, exponent = jnp.frexp(size)
-    limits = jnp.finfo(size.dtype)
-    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 3))
 
 
 def _row_inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -242,6 +235,15 @@ class Manifold:
     def dimension(self, point: Tree) -> int:
         """The dimension of the manifold of points shaped like `point`."""
         return sum(self.dimension_leaf(x.shape) for x in jax.tree.leaves(point))
+
+    def positive_dimension(self, point: Tree) -> int:
+        """The dimension, where there are tangent vectors but 0; raises ValueError where there are none."""
+        if (dimension := self.dimension(point)) < 1:
+            raise ValueError(
+                "the manifold must have at least one dimension at the point, but has none: 0 is its only "
+                "tangent vector."
+            )
+        return dimension
 
     def typical_distance(self, point: Tree) -> jax.Array | float:
         """The scale of the manifold, the trust region's largest radius (pymanopt's `typical_dist`)."""
