@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -207,3 +209,42 @@ def test_whole_logits_are_those_numbers(loss, kind):
 @pytest.mark.parametrize("loss", LABELED)
 def test_losses_of_halves_are_halves(loss, dtype):
     assert loss(jnp.ones((2, 3), dtype), jnp.array([0, 1])).dtype == dtype
+
+
+def test_derivatives_by_targets_are_there_where_a_target_is_zero():
+    logits, target = jnp.array([2.0, 0.0, -1.0]), jnp.array([1.0, 0.0, 0.0])
+    of_targets = jax.grad(lambda t: losses.cross_entropy(logits, t / jnp.sum(t)))(target)
+    p = log_softmax(logits)
+    np.testing.assert_allclose(of_targets, -p + p[0], rtol=1e-12)
+    of_alpha = jax.grad(lambda alpha: losses.label_smoothing(logits, jnp.array(0), alpha))(0.0)
+    np.testing.assert_allclose(of_alpha, p[0] - p.mean(), rtol=1e-12)
+
+
+def test_focal_is_nothing_where_all_other_classes_are_masked():
+    logits = jnp.array([[0.0, -jnp.inf, -jnp.inf], [0.0, 1.0, -jnp.inf]])
+    for gamma in (0.0, 3.0):
+        loss = lambda z: losses.focal(z, jnp.array([0, 0]), gamma)  # noqa: B023, E731
+        found = loss(logits)
+        assert found[0] == 0
+        np.testing.assert_allclose(found[1], losses.focal(logits[1, :2], jnp.array(0), gamma), rtol=1e-14)
+        gradient = jax.grad(lambda z: jnp.sum(loss(z)))(logits)  # noqa: B023
+        np.testing.assert_array_equal(gradient[0], 0)
+        assert np.isfinite(gradient).all()
+
+
+def test_parameters_of_numpy_do_not_widen_a_loss():
+    logits, labels = jnp.zeros((4, 3), jnp.float32), jnp.array([0, 0, 1, 1])
+    wide = np.float64(0.5)
+    assert losses.focal(logits, labels, wide).dtype == jnp.float32
+    assert losses.label_smoothing(logits, labels, wide).dtype == jnp.float32
+    assert losses.supervised_contrastive(logits, labels, wide).dtype == jnp.float32
+
+
+def test_a_partial_may_be_marked_as_convex():
+    def hinge(logits, labels, margin):
+        return jnp.sum(jnp.maximum(0, margin + logits), -1)
+
+    marked = losses.convex(functools.partial(hinge, margin=1.0))
+    assert losses.is_convex(marked)
+    assert losses.is_convex(ufm.normalized(ufm.balanced_labels(3, 2), 3, loss=marked).loss)
+    assert not losses.is_convex(functools.partial(hinge, margin=1.0))

@@ -120,6 +120,24 @@ def test_bad_input_is_one_sentence(call, message):
         call()
 
 
+def weighted(logits, labels):
+    return jnp.array([1.0, 2.0, 5.0, 1.0])[labels] * ufm.losses.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda problem: saddles.rank_one(problem, jax.random.key(0), 6),
+        lambda problem: saddles.antipodal(problem, 6),
+        lambda problem: saddles.merged_classes(problem, jnp.array([0, 0, 1, 2]), 6),
+    ],
+)
+def test_saddles_by_symmetry_are_refused_where_the_loss_has_none(build):
+    problem = ufm.normalized(ufm.balanced_labels(4, 2), 4, loss=weighted)
+    with pytest.raises(ValueError, match="the loss must treat all classes alike"):
+        build(problem)
+
+
 def test_critical_points_are_found_in_any_metric():
     """The Hessian is symmetric in the metric alone: by Euclidean inner products 60 steps ended at 1e-3."""
     problem = ufm.normalized(ufm.balanced_labels(4, 3), 4, tau=2.0, classifier_weight=30.0)

@@ -248,3 +248,19 @@ def test_float64_is_refused_on_a_tpu():
     refuse("cpu", np.zeros(2))
     with pytest.raises(ValueError, match="a TPU has no float64"):
         refuse("tpu", {"tau": np.float32([1]), "value": jax.ShapeDtypeStruct((3,), np.float64)})
+
+
+def test_integers_that_jax_would_wrap_are_refused():
+    with jax.enable_x64(False):
+        for call in (
+            lambda seeds: ufm.trials.grid(lambda seed: seed, {"seed": seeds}),
+            lambda seeds: ufm.trials.run(lambda seed: seed, np.asarray(seeds)),
+        ):
+            with pytest.raises(ValueError, match=r"integers that int32 can hold, but .* 4294967296"):
+                call([0, 2**32, 1])
+            np.testing.assert_array_equal(call([0, 2**31 - 1]), [0, 2**31 - 1])
+
+
+def test_a_store_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="store must be empty or hold chunks of this grid"):
+        ufm.trials.run(jnp.square, np.arange(3.0), store={"0-2": {"x": np.zeros(3)}})

@@ -40,7 +40,7 @@ def convex(loss: Callable) -> Callable:
 
 
 def is_convex(loss: Callable) -> bool:
-    """Whether a loss is marked by `convex`; for a `functools.partial`, whether the function inside it is.
+    """Whether a loss is marked by `convex`; for a `functools.partial`, whether it or what it calls is.
 
     Args:
         loss: a function of logits (..., K) and labels (...).
@@ -54,9 +54,9 @@ def is_convex(loss: Callable) -> bool:
 
     Reference: what a convex loss proves of a point is in docs/landscape.md.
     """
-    while hasattr(loss, "func"):
+    while not (marked := getattr(loss, "is_convex", False)) and hasattr(loss, "func"):
         loss = loss.func
-    return getattr(loss, "is_convex", False)
+    return marked
 
 
 @convex
@@ -114,10 +114,14 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
     _checks.at_least("gamma", gamma, 0)
     logits, labels = _logits_and_labels(logits, labels)
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    # Where all others are -inf, p is 1 whatever the logits are.
+    is_sure = jnp.all((logits == -jnp.inf) | is_label, axis=-1)
+    logits = jnp.where(is_sure[..., None], 0, logits)
     others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
     against = others - jnp.sum(logits, axis=-1, where=is_label)
     # 1 - p = exp(-softplus(-against)) and -log p = softplus(against): smooth, where p has rounded to 1 too.
-    return jnp.exp(-gamma * jax.nn.softplus(-against)) * jax.nn.softplus(against)
+    focusing = jnp.exp(-jnp.asarray(gamma, logits.dtype) * jax.nn.softplus(-against))
+    return jnp.where(is_sure, 0, focusing * jax.nn.softplus(against))
 
 
 @convex
@@ -147,7 +151,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     _checks.within("alpha", alpha, 0, 1)
     logits, labels = _logits_and_labels(logits, labels, or_targets=True)
     targets = _probabilities(_as_targets(logits, labels))
-    return _against_probabilities(logits, optax.smooth_labels(targets, alpha))
+    return _against_probabilities(logits, optax.smooth_labels(targets, jnp.asarray(alpha, logits.dtype)))
 
 
 @convex
@@ -209,7 +213,8 @@ def _probabilities(targets: jax.Array) -> jax.Array:
 
 def _against_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross entropy of the softmax; a class of score -inf costs nothing where nothing is asked of it."""
-    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1, where=targets != 0)
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum(targets * log_p, axis=-1, where=(targets != 0) | (log_p > -jnp.inf))
 
 
 def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -> jax.Array:
@@ -241,7 +246,8 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
     features = _checks.floating("features", _checks.matrix("features", features))
     labels = _checks.class_labels(labels, shape=features.shape[:1])
     _checks.pairs_in_every_class(labels)
-    return jnp.mean(contrastive_of_similarities(tau**2 * matmul(features, features.T), labels))
+    similarities = jnp.asarray(tau, features.dtype) ** 2 * matmul(features, features.T)
+    return jnp.mean(contrastive_of_similarities(similarities, labels))
 
 
 def contrastive_of_similarities(
@@ -256,7 +262,7 @@ def contrastive_of_similarities(
 
     Returns:
         For each anchor i the mean over the others j of its class of
-        `log sum_{l != i} exp(s_il) - s_ij`, (A,).
+        `log sum_{l != i} exp(s_il) - s_ij`, (A,); NaN where there are no others.
 
     Raises:
         ValueError: the labels or anchors do not fit the similarities (values: outside `jit`).

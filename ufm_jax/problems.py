@@ -517,6 +517,7 @@ class _Partial:
     func: Callable
     args: tuple
     keywords: tuple
+    is_convex: bool
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return self.func(*self.args, logits, labels, **dict(self.keywords))
@@ -526,7 +527,8 @@ def _by_value(loss: Loss) -> Loss:
     """The loss, comparable by its parameters where these are plain values."""
     if not isinstance(loss, functools.partial):
         return loss
-    equal = _Partial(loss.func, loss.args, tuple(sorted(loss.keywords.items())))
+    keywords = tuple(sorted(loss.keywords.items()))
+    equal = _Partial(loss.func, loss.args, keywords, losses.is_convex(loss))
     try:
         hash(equal)
     except TypeError:  # Parameters that are arrays, perhaps traced.

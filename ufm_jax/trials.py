@@ -246,6 +246,8 @@ def _length(what: str, tree: Any) -> int:
             f"{what} must hold its values along the leading axis of arrays, but its arrays have the shapes "
             f"{shapes}."
         )
+    for x in jax.tree.leaves(tree):
+        _check_fits(what, x)
     lengths = {shape[0] for shape in shapes}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(
@@ -253,6 +255,14 @@ def _length(what: str, tree: Any) -> int:
             f"{', '.join(str(shape[0]) for shape in shapes)}."
         )
     return lengths.pop()
+
+
+def _check_fits(what: str, x: Any) -> None:
+    """Raises ValueError where integers are too large for those of JAX, which would wrap them."""
+    if isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.integer):
+        kind = jax.dtypes.canonicalize_dtype(x.dtype)
+        if np.any(x > np.iinfo(kind).max) or np.any(x < np.iinfo(kind).min):
+            raise ValueError(f"{what} must hold integers that {kind} can hold, but they reach {x.max()}.")
 
 
 def _is_key(x: Any) -> bool:
@@ -275,7 +285,7 @@ def _recall(store: Store, grid_digest: np.ndarray, results: Any, finished: np.nd
         chunk = store.get(name)
         if chunk is None:  # It was damaged.
             continue
-        if not np.array_equal(chunk["grid"], grid_digest):
+        if "grid" not in chunk or not np.array_equal(chunk["grid"], grid_digest):
             raise ValueError(
                 "store must be empty or hold chunks of this grid, but holds some of a grid with other "
                 f"inputs or outputs (trials {name})."
