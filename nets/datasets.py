@@ -38,10 +38,10 @@ def load(name: Name, part: Part) -> Split:
     return _LOADERS[name](name, part)
 
 
-def digest(name: Name) -> str:
-    """A few letters that stand for the training images and labels of a data set, as they are here."""
+def digest(name: Name, part: Part) -> str:
+    """A few letters that stand for the images and labels of one part of a data set, as they are here."""
     hasher = hashlib.sha256()
-    for array in load(name, "train"):
+    for array in load(name, part):
         hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()[:12]
 

@@ -20,10 +20,13 @@ from jax.sharding import PartitionSpec
 
 import ufm_jax as ufm
 from nets import ResNet, datasets, resnet
+from ufm_jax._products import share
 
 Model = Literal["normalized", "regularized"]
 BatchNorm = Literal["global", "replica"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+_LABELS_SEED = 1
+"""Added to the seed for the draw of random labels, so that it differs from the draw of samples."""
 MODELS: tuple[Model, ...] = ("normalized", "regularized")
 
 
@@ -96,6 +99,22 @@ def samples(split: datasets.Split, training: datasets.Split) -> Samples:
     """`split`, standardized by channel with the statistics of the `training` split."""
     mean, deviation = datasets.channel_statistics(training.images)
     return Samples(*(jnp.asarray(x) for x in (split.images, split.labels, mean, deviation)))
+
+
+def draw(
+    dataset: datasets.Name, samples_per_class: int, random_labels: bool, seed: int, *, tested: bool
+) -> tuple[Samples, ...]:
+    """The first samples of each class of a training set, in an order drawn from `seed`, all of them if 0.
+
+    With `random_labels` their labels are drawn, too; with `tested` the whole test set follows. Both are
+    standardized with the statistics of the whole training set.
+    """
+    whole = datasets.load(dataset, "train")
+    split = datasets.first_of_each_class(whole, samples_per_class or None, seed)
+    if random_labels:
+        split = datasets.random_labels(split, seed + _LABELS_SEED)
+    splits = [split, datasets.load(dataset, "test")] if tested else [split]
+    return tuple(samples(x, whole) for x in splits)
 
 
 def init(setup: Setup, data: Samples, seed: Any, tau: Any) -> State:
@@ -194,7 +213,7 @@ def evaluate(setup: Setup, data: Samples, state: State) -> dict[str, jax.Array]:
     bias = None if network.bias is None else network.bias[...]
     found = ufm.streaming.measure(network.W[...], features, data.labels, bias=bias)
     metrics = {name: found[name] for name in ("nc1", "nc2", "nc3", "nc4", "cdnv", "gnc3")}
-    return {**metrics, "accuracy": jnp.mean(is_right, dtype=jnp.float32)}
+    return {**metrics, "accuracy": share(jnp.sum(is_right), count).astype(jnp.float32)}
 
 
 def _network(setup: Setup, data: Samples, key: jax.Array, tau: Any) -> ResNet:
@@ -219,8 +238,10 @@ def _graph(setup: Setup, data: Samples) -> Any:
 def _optimizer(setup: Setup, count: int) -> optax.GradientTransformation:
     recipe = setup.recipe
     steps = recipe.decay_every * -(-count // recipe.batch_size)
-    schedule = optax.exponential_decay(recipe.learning_rate, steps, recipe.decay_factor, staircase=True)
-    sgd = optax.sgd(schedule, recipe.momentum)
+    # By integers: optax's staircase is late where XLA rounds the quotient of a multiple of `steps` down.
+    sgd = optax.sgd(
+        lambda count: recipe.learning_rate * jnp.power(recipe.decay_factor, count // steps), recipe.momentum
+    )
     if setup.model == "regularized" and not setup.released:
         return sgd
     return optax.chain(sgd, optax.masked(ufm.transforms.project_to_sphere(), _is_classifier))

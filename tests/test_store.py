@@ -200,7 +200,10 @@ def raising(error):
     return call
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "of another network", "shorter"])
+DAMAGES = ["truncated", "flipped", "flipped at the end", "empty", "of another network", "shorter"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, damage, capsys):
     whole, _ = tiny(tmp_path, 0.5, 1.0)
     files = sorted((tmp_path / "networks").glob("*.npz"))
@@ -208,6 +211,8 @@ def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, da
     if damage == "flipped":
         # Among the numbers of an array: not every byte of an archive's headers means something.
         content[content.index(b"NUMPY") + 130] ^= 0x55
+    if damage == "flipped at the end":  # Where the directory begins: zipfile then looks before the file.
+        content[-4] ^= 0x55
     if damage == "shorter":
         (network,) = [n for n in (Store(tmp_path).records()) if n["network"]["tau"] == 0.5]
         with np.load(files[0]) as arrays:
@@ -230,12 +235,16 @@ def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, da
     assert tiny(tmp_path, 0.5, 1.0)[1] == 0
 
 
-def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_path):
+def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_path, capsys):
     whole, _ = tiny(tmp_path / "whole", 1.0)
     tiny(tmp_path, 1.0, stop=2)
     (record,) = (tmp_path / "networks" / ".training").glob("*.json")
     record.write_text(record.read_text()[:-20])
+    capsys.readouterr()
     found, trained = tiny(tmp_path, 1.0)
+    assert (
+        capsys.readouterr().err.strip() == f"'{record}' is damaged: the network is trained from its start."
+    )
     assert trained == 4
     assert_same(found, whole)
 
@@ -285,6 +294,29 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     assert_same(found, whole)
     makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
     assert makers == ["0.99"] if state == "finished" else ["0.99", jax.__version__]
+
+
+def test_all_that_draws_the_data_counts_as_code():
+    assert training.draw.__module__ == "nets.training"
+    assert Path(training.__file__) in store._DECIDING
+    assert Path(datasets.__file__) in store._DECIDING
+
+
+def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):
+    network = dataclasses.replace(NETWORK, dataset="digits", tested=True)
+    kept = Store(tmp_path)
+    kept.begin(network, 0)
+    store.check_kept(tmp_path, [network], reuse=False)
+    own = datasets._LOADERS["digits"]
+
+    def other(name, part):
+        split = own(name, part)
+        return split._replace(images=split.images[:, ::-1]) if part == "test" else split
+
+    monkeypatch.setitem(datasets._LOADERS, "digits", other)
+    with pytest.raises(store.OthersError, match="by other data of the name digits"):
+        store.check_kept(tmp_path, [network], reuse=False)
+    store.check_kept(tmp_path, [dataclasses.replace(network, tested=False)], reuse=False)
 
 
 def test_networks_of_other_data_of_the_same_name_are_refused(tiny, tmp_path, monkeypatch):

@@ -63,14 +63,14 @@ class Checkpoints:
             None if there is no such checkpoint. Damaged ones are named on stderr and removed.
 
         Raises:
-            ValueError: a checkpoint is whole, but of arrays of another layout.
+            OtherLayoutError: a checkpoint is whole, but of arrays of another layout.
         """
         leaves, structure = jax.tree.flatten(like)
         template = {str(i): np.empty(x.shape, x.dtype) for i, x in enumerate(leaves)}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 arrays = self._read(step, template)
-            except _OtherLayoutError:
+            except OtherLayoutError:
                 raise
             except Exception as error:  # Orbax raises whatever its readers meet.
                 if not writing.tells_of_damage(error):
@@ -88,7 +88,7 @@ class Checkpoints:
             digest = self._manager.restore(step, args=args.Composite(digest=args.JsonRestore())).digest
             # Those of earlier code do not say their layout.
             if digest.get("layout", _layout(template)) != _layout(template):
-                raise _OtherLayoutError(
+                raise OtherLayoutError(
                     f"the checkpoints in '{self._manager.directory}' hold other arrays than this code "
                     "makes with these versions of Flax and optax: go on with those that made them, or "
                     "remove it."
@@ -104,7 +104,7 @@ class Checkpoints:
         self._manager.close()
 
 
-class _OtherLayoutError(ValueError):
+class OtherLayoutError(ValueError):
     """A checkpoint is of arrays of another layout."""
 
 

@@ -26,6 +26,7 @@ import matplotlib as mpl
 import tqdm
 
 from experiments.harness import (
+    checkpoints,
     chunks,
     plotting,
     processes,
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with processes.stopping_together():
             run(experiment, config)
-    except (processes.ProcessLostError, store.OthersError) as error:
+    except (processes.ProcessLostError, store.OthersError, checkpoints.OtherLayoutError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -39,7 +39,7 @@ History = dict[str, np.ndarray]
 
 Record = dict[str, Any]
 """What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, `made_by`, and the
-digest of its `data`.
+digest of its `data`, of a network that is tested also of its `test_data`.
 """
 
 _DECIDING = [
@@ -159,9 +159,14 @@ class Store:
         """The checkpoints of a network, and its record as this code begins or continues it."""
         record = read_record(self._begun(network))
         if record is None:  # Then nobody knows who made the checkpoints.
+            if self._begun(network).exists():
+                print(
+                    f"\n'{self._begun(network)}' is damaged: the network is trained from its start.",
+                    file=sys.stderr,
+                )
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
             record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
-            record["data"] = datasets.digest(network.dataset)
+            record |= _digests(network.dataset, network.tested)
         if self._maker not in record["made_by"]:
             record["made_by"].append(self._maker)
         checkpoints = Checkpoints(self._checkpoints(network), seconds)
@@ -203,8 +208,9 @@ def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
     """
     store = Store(out)
     kept = [record for network in networks if (record := store.record(network)) is not None]
-    data = {name: datasets.digest(name) for name in {record["network"]["dataset"] for record in kept}}
-    by_others = [others(record, data[record["network"]["dataset"]]) for record in kept]
+    data = [(record["network"]["dataset"], record["network"]["tested"]) for record in kept]
+    here = {which: _digests(*which) for which in data}
+    by_others = [others(record, here[which]) for record, which in zip(kept, data, strict=True)]
     theirs = [words for words in by_others if words]
     if not theirs:
         return
@@ -264,10 +270,16 @@ def origin() -> dict[str, Any]:
     }
 
 
-def others(record: Record, data: str) -> set[str]:
-    """What other than this code, this JAX and these `data` (a digest) has trained a network, in words."""
+def _digests(dataset: datasets.Name, tested: bool) -> dict[str, str]:
+    """Digests of the data that a network is trained on, and tested on, as they are here."""
+    found = {"data": datasets.digest(dataset, "train")}
+    return found | ({"test_data": datasets.digest(dataset, "test")} if tested else {})
+
+
+def others(record: Record, digests: dict[str, str]) -> set[str]:
+    """What other than this code, this JAX and data of these digests has trained a network, in words."""
     words = set()
-    if record.get("data", data) != data:  # Records of earlier code do not say.
+    if any(record.get(name, here) != here for name, here in digests.items()):  # Earlier ones do not say.
         words.add(f"other data of the name {record['network']['dataset']}")
     for maker in record["made_by"]:
         git = maker["git"] or {"commit": "unknown", "dirty": False}

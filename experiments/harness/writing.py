@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -94,14 +95,18 @@ def _code_digest() -> str:
 
 def tells_of_damage(error: Exception) -> bool:
     """Whether what a reader raised is about the file, not about memory or a disk that does not answer."""
-    return isinstance(error, FileNotFoundError) or not isinstance(error, MemoryError | OSError)
+    if isinstance(error, OSError):  # Where a damaged archive says that its parts begin before it: EINVAL.
+        return isinstance(error, FileNotFoundError) or error.errno == errno.EINVAL
+    return not isinstance(error, MemoryError)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that is whole or not there: an interrupted write leaves the earlier one."""
+    """Writes a file that is whole or not there: a write that is interrupted leaves the earlier one."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as new:
         try:
             new.write(content)
+            new.flush()
+            os.fsync(new.fileno())  # Else the name may reach the disk before the content.
             new.close()
             Path(new.name).chmod(0o644)
             Path(new.name).replace(path)

@@ -31,12 +31,12 @@ class Config(two_models.Config):
 
 def check(config: Config) -> None:
     two_models.check(config)
-    if len(set(config.tau)) < len(config.tau):
-        raise ValueError(f"tau must name each temperature once, but is {config.tau}.")
+    if len({two_models.group_name("", tau, config.tau) for tau in config.tau}) < len(config.tau):
+        raise ValueError(f"tau must name each temperature once, to six digits, but is {config.tau}.")
 
 
 def _groups(config: Config) -> dict[str, list[Network]]:
-    return two_models.groups(config, config.tau, tested=False, shuffle=True)
+    return two_models.groups(config, config.tau, tested=False)
 
 
 def needed(config: Config) -> list[Network]:

@@ -45,9 +45,7 @@ def check(config: Config) -> None:
 
 
 def _groups(config: Config) -> dict[str, list[Network]]:
-    # The released code does not shuffle the full training set.
-    shuffle = config.variant == "paper" or config.samples_per_class != 0
-    return two_models.groups(config, [config.tau], tested=True, shuffle=shuffle)
+    return two_models.groups(config, [config.tau], tested=True)
 
 
 def needed(config: Config) -> list[Network]:

@@ -15,10 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.harness.experiment import Progress
 from experiments.harness.store import History, Network, Store, check_kept
 from experiments.networks.settings import NetworkConfig
-from nets import datasets, training
-
-_LABELS_SEED = 1
-"""Added to the seed for the draw of random labels, so that it differs from the draw of samples."""
+from nets import training
 
 _PAUSE = 2.0
 """Seconds between two looks at networks that another run trains."""
@@ -180,22 +177,13 @@ _IN_TURN = threading.Lock()
 """Held while data are read and programs compiled, so that a second thread finds what a first has made."""
 
 
+_draw = functools.lru_cache(maxsize=2)(training.draw)
+
+
 def _samples_of(network: Network) -> tuple[training.Samples, ...]:
     """What `network` is trained on, and with `tested` the test set."""
     n = network
-    return _samples(n.dataset, n.samples_per_class, n.random_labels, n.data_seed, n.tested)
-
-
-@functools.lru_cache(maxsize=2)
-def _samples(
-    dataset: datasets.Name, samples_per_class: int, random_labels: bool, data_seed: int, tested: bool
-) -> tuple[training.Samples, ...]:
-    whole = datasets.load(dataset, "train")
-    split = datasets.first_of_each_class(whole, samples_per_class or None, data_seed)
-    if random_labels:
-        split = datasets.random_labels(split, data_seed + _LABELS_SEED)
-    splits = [split, datasets.load(dataset, "test")] if tested else [split]
-    return tuple(training.samples(x, whole) for x in splits)
+    return _draw(n.dataset, n.samples_per_class, n.random_labels, n.data_seed, tested=n.tested)
 
 
 def _mesh(place: Place) -> Mesh:

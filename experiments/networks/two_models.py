@@ -35,18 +35,18 @@ def group_name(architecture: str, tau: float, taus: Sequence[float]) -> str:
     return f"normalized_{architecture}" + (f"_tau{tau:g}" if len(taus) > 1 else "")
 
 
-def groups(
-    config: Config, taus: Sequence[float], *, tested: bool, shuffle: bool
-) -> dict[str, list[Network]]:
+def groups(config: Config, taus: Sequence[float], *, tested: bool) -> dict[str, list[Network]]:
     """A network for each trial: "regularized_resnet18" and so on, and `group_name` of normalized ones."""
     k = datasets.num_classes(config.dataset)
+    released = config.variant == "released"
+    # The released code does not shuffle the full training set.
+    shuffle = not released or config.samples_per_class != 0
     found = {}
     for architecture in config.architecture:
         names: list[tuple[str, training.Model, float]] = [
             (group_name(architecture, tau, taus), "normalized", tau) for tau in taus
         ]
         for name, model, tau in [*names, (f"regularized_{architecture}", "regularized", 1.0)]:
-            released = config.variant == "released"
             setup = training.Setup(
                 architecture, model, k, config.width, config.recipe, released=released, shuffle=shuffle
             )
