@@ -136,6 +136,9 @@ def test_claims_judge_the_data():
     moves = stuck | {"gradient_norm": np.full((2, 2), 1e-8)}
     assert [c.holds for c in fig9.claims(config, moves)] == [True] * 5 + [False]
 
+    never = good | {"accuracy": good["accuracy"] * 0.9}
+    assert [c.holds for c in fig9.claims(config, never)][:2] == [False, False]
+
     wrong = good | {"accuracy": good["accuracy"] * 0.9, "nc1": good["nc1"] + 1}
     wrong["nc2"] = np.where(wrong["tau"][:, None, None] == 5, 1.0, 0.5) * np.ones((2, 2, 5))
     claims = [c.holds for c in fig9.claims(config, wrong)]

@@ -35,6 +35,8 @@ class Config(UfmConfig):
 def check(config: Config) -> None:
     lowest = {"num_classes": 2, "resolution": 2, "trials": 1, "steps": 1, "gamma": 0}
     check_fields(config, lowest, positive=["tau"])
+    if config.dtype != "float64":
+        raise ValueError(f"dtype must be float64, in which values agree to 1e-12, but is {config.dtype}.")
 
 
 def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:
@@ -83,7 +85,8 @@ def claims(config: Config, data: Data) -> list[Claim]:
     in_silence = excess[~data["searched_certified"]]
     judged = [
         Claim(
-            "no value found is below collapse, where the tangent test holds or where it is silent",
+            "no value found is below collapse, where the tangent test holds"
+            + (" or where it is silent" if in_silence.size else ""),
             bool(lowest >= -1e-12),
             f"lowest found-minus-collapse {lowest:.2g} in {excess.size} trials, {in_silence.size} of them "
             "where it is silent",
