@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments.feature_model import class_sizes, metric, near_collapse, rates, temperature
+from experiments.feature_model import (
+    class_sizes,
+    metric,
+    minority_collapse,
+    near_collapse,
+    rates,
+    temperature,
+)
 
 
 def test_a_perturbed_point_is_as_far_from_collapse_as_asked():
@@ -99,3 +106,43 @@ def test_the_gap_is_zero_at_collapse_alone():
     point = problem.random_point(jax.random.key(0), 4)
     excess = problem.cost(point) - ufm.theory.cross_entropy_minimum(3, 1.5)
     assert ufm.landscape.optimality_gap(problem, point) >= excess > 0.1
+
+
+def test_nothing_holds_where_nothing_collapses():
+    config = temperature.Config(num_classes=(4,))
+    never = {name: np.full((1, 2, 5, 3), np.inf) for name in temperature.SOLVERS}
+    data = {"tau": np.array([[0.1, 0.2, 0.4, 0.8, 1.6]]), "best": np.array([[0.1, 0.1]]), **never}
+    assert not any(c.holds for c in temperature.claims(config, data))
+    inside = data | {
+        "gradient_descent": np.abs(np.arange(5.0) - 4)[None, None, :, None] + np.ones((1, 2, 5, 3))
+    }
+    assert not temperature.claims(config, inside | {"best": np.array([[16.0, 16.0]])})[0].holds
+    assert temperature.claims(config, inside | {"best": np.array([[1.6, 1.6]])})[0].holds
+
+    sizes = class_sizes.Config(tau=(1.0,))
+    data = {name: np.full((1, 6, 3), np.inf) for name in class_sizes.SOLVERS} | {"gap": np.zeros(1)}
+    data |= {
+        "alpha": np.ones((1, 10)),
+        "beta": np.ones((1, 200)),
+        "sizes": np.array(sizes.samples_per_class),
+    }
+    assert [c.holds for c in class_sizes.claims(sizes, data)] == [True] + [False] * 5
+    class_sizes.plot(sizes, data)
+    assert "never" in class_sizes.table(sizes, data)
+
+    config = rates.Config()
+    late = rate_data(config)
+    late |= {name: np.ones_like(late[name]) for name in late if name.startswith("late_")}
+    assert not any(c.holds for c in rates.claims(config, late))
+
+    assert metric.crossing(np.array([1e-3, 1e-4, 1e-5]), np.array([20.0, np.inf, np.inf]), 25.0) == np.inf
+
+    config = minority_collapse.Config(share=(0.5, 1.3))
+    data = {"share": np.array([0.5, 1.3]), "apart": np.zeros((2, 1, 2, 2)), "gap": np.zeros(1)}
+    data["apart"][0, :, 0] = 1
+    assert [c.holds for c in minority_collapse.claims(config, data)] == [True, True, False]
+    data["apart"][1, :, 0] = 1
+    assert [c.holds for c in minority_collapse.claims(config, data)] == [True, True, True]
+    below = {name: values[..., :1, :] if name == "apart" else values for name, values in data.items()}
+    below["share"] = np.array([0.5])
+    assert [c.holds for c in minority_collapse.claims(config, below)] == [False, True, False]

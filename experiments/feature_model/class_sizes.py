@@ -13,7 +13,15 @@ from matplotlib.ticker import LogLocator
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields, part
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    part,
+    step_in_words,
+)
 
 TITLE = "metrics for classes of unequal sizes"
 DURATION = "20 s"
@@ -152,11 +160,13 @@ def claims(config: Config, data: Data) -> list[Claim]:
     for better, worse in pairs:
         a, b = (list(WEIGHTS).index(name) for name in (better, worse))
         measured = [
-            f"{steps[s][t, a]:g} against {steps[s][t, b]:g} ({SOLVERS[s]}, tau={tau:g})"
+            f"{step_in_words(steps[s][t, a])} against {step_in_words(steps[s][t, b])} "
+            f"({SOLVERS[s]}, tau={tau:g})"
             for s in SOLVERS
             for t, tau in enumerate(config.tau)
         ]
-        fewer = all(np.all(steps[s][:, a] <= steps[s][:, b]) for s in SOLVERS)
+        arrive = all(np.all(np.isfinite(steps[s][:, a])) for s in SOLVERS)
+        fewer = arrive and all(np.all(steps[s][:, a] <= steps[s][:, b]) for s in SOLVERS)
         judged.append(
             Claim(
                 f"weights {WEIGHTS[better]} need no more iterations than weights {WEIGHTS[worse]}",
@@ -173,7 +183,7 @@ def table(config: Config, data: Data) -> str:
     header = ["weight of w_k", *(f"{SOLVERS[s]}, tau = {config.tau[t]:g}" for t, s in columns)]
     rows = [header, ["---"] * len(header)]
     for i, words in enumerate(WEIGHTS.values()):
-        rows.append([words, *(f"{np.median(data[s][t, i]):g}" for t, s in columns)])
+        rows.append([words, *(step_in_words(np.median(data[s][t, i])) for t, s in columns)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     relative = weights_of(config, data["alpha"], data["beta"]).W[:, -1, :, 0]
     header = ["n_k", *map(str, config.samples_per_class)]
@@ -204,9 +214,9 @@ def plot(config: Config, data: Data) -> Figure:
     width = 0.8 / len(bars)
     for b, (solver, t) in enumerate(bars):
         label = rf"{SOLVERS[solver]}, $\tau={config.tau[t]:g}$"
-        right.bar(
-            at + (b - (len(bars) - 1) / 2) * width, np.median(data[solver][t], -1), width, label=label
-        )
+        # What never arrived is drawn at the last iteration.
+        steps = np.minimum(np.median(data[solver][t], -1), config.steps)
+        right.bar(at + (b - (len(bars) - 1) / 2) * width, steps, width, label=label)
     right.set_xticks(
         at, ["1", "mean", "$n_k$", r"$\sqrt{n_k \bar n}$", r"$\alpha_k$", r"$\alpha_k,\beta_i$"]
     )

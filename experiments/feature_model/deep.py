@@ -173,7 +173,7 @@ def plot(config: Config, data: Data) -> Figure:
                     y,
                     marker,
                     color=f"C{m}",
-                    alpha=0.3 + 0.5 * d,
+                    alpha=0.3 + 0.5 * d / max(len(config.decay) - 1, 1),
                     markersize=4,
                     label=label,
                 )
@@ -190,7 +190,8 @@ def plot(config: Config, data: Data) -> Figure:
     left.set(
         xlabel="factors", ylabel="value / minimum of the linear model", title="found from random starts"
     )
-    right.set(yscale="log", xlabel="layer", title="ReLU, lowest: NC1, and means from a frame (dashed)")
+    title = f"ReLU, decay {config.decay[0]:g}: NC1, and means from a frame (dashed)"
+    right.set(yscale="log", xlabel="layer", title=title)
     right.set_xticks(np.arange(1, max(config.factors)))
     for axes in (left, right):
         axes.legend(fontsize=7)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments.feature_model import two_models
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, part
+from experiments.harness.experiment import Claim, Data, Progress, part, step_in_words
 
 TITLE = "the regularized UFM's start, which decides them"
 DURATION = "70 s"
@@ -94,9 +94,9 @@ def claims(config: Config, data: Data) -> list[Claim]:
                     f"{solver.replace('_', ' ')}: the normalized UFM needs fewer iterations to {words} "
                     "than the regularized one at every scale of its start",
                     bool(np.all(ours < theirs)),
-                    f"normalized {ours:g}; regularized "
+                    f"normalized {step_in_words(ours)}; regularized "
                     + ", ".join(
-                        f"{steps:g} at scale {scale:.3g}"
+                        f"{step_in_words(steps)} at scale {scale:.3g}"
                         for scale, steps in zip(config.start_scale, theirs, strict=True)
                     ),
                 )

@@ -69,6 +69,14 @@ def check(config: Config) -> None:
                 f"{name} needs at least two values, each below the one before, but is {values}."
             )
     _checks.at_least("local_steps", config.local_steps, 20)
+    _checks.at_least("num_classes", config.num_classes, 3)  # Of two, or of single samples, there is no NC1
+    _checks.at_least("samples_per_class", config.samples_per_class, 2)  # to fall from.
+    largest = 1 / (config.num_classes * config.samples_per_class**0.5)
+    geometric = max(*np.sqrt(decays(config).prod(-1)).ravel(), *config.local_decay)
+    if geometric >= largest:  # There W = H = 0 is the minimum.
+        raise ValueError(
+            f"decays must be below {largest:.3g} here (the geometric mean of both), not {geometric:.3g}."
+        )
 
 
 def decays(config: Config) -> np.ndarray:
@@ -207,6 +215,8 @@ def crossing(decay: np.ndarray, factors: np.ndarray, of_normalized: float) -> fl
     """The decay at which rising factors pass another one, by interpolation; infinite where none does."""
     if not factors[0] < of_normalized < factors[-1]:
         return np.inf
+    if not np.isfinite(factors[np.searchsorted(factors, of_normalized)]):  # Nobody knows where between.
+        return np.inf
     return float(np.exp(np.interp(of_normalized, factors, np.log(decay))))
 
 
@@ -269,22 +279,25 @@ def _ahead(config: Config, data: Data, solver: str, m: int, metric: str) -> Clai
 
 def _gain(data: Data) -> Claim:
     """What backtracking gains over the best fixed step."""
-    gains = {
-        name: by_fixed_step(data[f"predicted_{model}"][at])
-        / iterations(data, model, "gradient_descent")[at]
-        for name, model, at in [
-            ("plain", "normalized", 0),
-            ("balanced", "normalized", 1),
-            ("regularized, beside the mean loss", "regularized", 0),
-        ]
-    }
-    regularized = gains["regularized, beside the mean loss"]
+    gains = {}
+    for name, model, at in [
+        ("plain", "normalized", 0),
+        ("balanced", "normalized", 1),
+        ("regularized, beside the mean loss", "regularized", 0),
+    ]:
+        made = np.atleast_1d(iterations(data, model, "gradient_descent")[at])
+        fixed = np.atleast_1d(by_fixed_step(data[f"predicted_{model}"][at]))
+        gains[name] = (fixed / made)[np.isfinite(made)]
+    plain, *others = gains.values()
     return Claim(
         "backtracking gains more over the best fixed step in the plain metric than in the balanced one and "
         "for the regularized UFM beside the mean loss",
-        bool(gains["plain"] > max(gains["balanced"], regularized.max())),
+        all(gain.size for gain in gains.values()) and bool(plain.min() > max(map(np.max, others))),
         "steps predicted at the best fixed length, over iterations of a whole run: "
-        + "; ".join(f"{name} {np.min(g):.2g} to {np.max(g):.2g}" for name, g in gains.items()),
+        + "; ".join(
+            f"{name} {g.min():.2g} to {g.max():.2g}" if g.size else f"{name}: no run collapses"
+            for name, g in gains.items()
+        ),
     )
 
 

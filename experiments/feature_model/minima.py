@@ -220,9 +220,10 @@ def _collapse_claim(setting: Setting, config: Config, data: Data) -> list[Claim]
 def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
     """Found minima equal the value at collapse up to the threshold, and fall below it beyond."""
     assert setting.threshold is not None
-    right = True
+    right, sides = True, set()
     for sweep, i, k, tau in _settings(config):
         below = data[f"at_collapse_by_{sweep}"][i] - data[f"value_by_{sweep}"][i]
+        sides.add(tau <= setting.threshold(config, k))
         if tau <= setting.threshold(config, k):
             right &= bool(np.all(np.abs(below) <= 1e-8))
         else:
@@ -231,7 +232,7 @@ def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
     largest = (data["at_collapse_by_tau"][:, None] - data["value_by_tau"]).max()
     return Claim(
         "minima equal the value at collapse up to tau* and fall below it beyond",
-        right,
+        right and len(sides) == 2,
         f"tau* = {threshold:.4g} at K = {config.at_num_classes}; up to {largest:.3g} below collapse",
     )
 

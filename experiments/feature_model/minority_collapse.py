@@ -113,7 +113,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         Claim(
             "rows of small classes differ by more than 0.1 below 0.97 of the threshold, and by less than "
             "1e-6 above 1.03 of it, whatever their size",
-            bool(np.all(below > 0.1) and np.all(above < 1e-6)),
+            bool(below.size and above.size and np.all(below > 0.1) and np.all(above < 1e-6)),
             f"at least {below.min(initial=np.inf):.2g} below, at most {above.max(initial=0):.2g} above, in "
             f"{len(apart)} patterns of sizes",
         ),
@@ -123,13 +123,13 @@ def claims(config: Config, data: Data) -> list[Claim]:
             f"largest {gap.max():.2g} in {gap.size} trials",
         ),
     ]
-    with_bias = data["apart"][1][:, share >= 1.03]
+    below, above = (data["apart"][1][:, side] for side in (share <= 0.97, share >= 1.03))
     judged.append(
         Claim(
             "with a free bias the small classes collapse above the same threshold",
-            bool(np.all(with_bias < 1e-6)),
-            f"rows differ by at most {with_bias.max(initial=0):.2g} above; below at least "
-            f"{data['apart'][1][:, share <= 0.97].min(initial=np.inf):.2g}",
+            bool(below.size and above.size and np.all(below > 0.1) and np.all(above < 1e-6)),
+            f"rows differ by at most {above.max(initial=0):.2g} above; below at least "
+            f"{below.min(initial=np.inf):.2g}",
         )
     )
     return judged

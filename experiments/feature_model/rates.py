@@ -158,7 +158,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
             Claim(
                 f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 1e-4, in every setting "
                 "where first order decides to the end",
-                bool(close[early].all()),
+                bool(early.any() and close[early].all()),
                 f"in {close[early].sum()} of {early.sum()} of these, of {early.size} in all; largest "
                 "differences " + ", ".join(f"{e:.2g} ({m})" for e, m in zip(worst, METRICS, strict=True)),
             )
@@ -168,8 +168,9 @@ def claims(config: Config, data: Data) -> list[Claim]:
     judged.append(
         Claim(
             "normalized UFM: the factor of NC1 is 1/(1 + w/n)^2 at all temperatures, K and n, to 1e-4",
-            bool(np.all(errors < 1e-4)),
-            f"largest difference {errors.max(initial=0):.2g} in {errors.size} settings",
+            bool(errors.size and np.all(errors < 1e-4)),
+            f"largest difference {errors.max(initial=0):.2g} in {errors.size} of {nc1.size} settings, "
+            "where first order decides to the end",
         )
     )
     return judged

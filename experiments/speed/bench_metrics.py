@@ -149,18 +149,21 @@ def claims(config: Config, data: Data) -> list[Claim]:
             f"{share:.2%}",
         ),
         Claim(
-            f"all metrics of {config.words} classes fit in 4 GiB beside the features",
+            f"all metrics{_without(config)} of {config.words} classes fit in 4 GiB beside the features",
             used - held <= 4 * 2**30,
             f"{(used - held) / 2**30:.1f} GiB beside {held / 2**30:.1f} GiB",
         ),
     ]
 
 
+def _without(config: Config) -> str:
+    return " without decisions" if config.no_decisions else ""
+
+
 def table(config: Config, data: Data) -> str:
     """What was measured, in Markdown."""
     seconds = {name: float(np.median(data[f"{name}_seconds"])) for name in ("nc1", "nc1_numpy")}
     vocabulary = float(data["vocabulary_seconds"])
-    without = ", without decisions" if config.no_decisions else ""
     epoch, metrics = (1e3 * float(np.median(data[f"{x}_seconds"])) for x in ("epoch", "metrics"))
     samples = config.words * config.samples_per_word
     return "\n".join(
@@ -172,7 +175,7 @@ def table(config: Config, data: Data) -> str:
             f"| an epoch of 1024 images, ResNet-18 | {epoch:.0f} ms |",
             f"| all metrics of their features, float64 | {metrics:.0f} ms |",
             f"| all metrics of K = {config.words}, d = {config.word_dim}, N = {samples}, "
-            f"float32{without} | {vocabulary:.0f} s |",
+            f"float32{_without(config)} | {vocabulary:.0f} s |",
         ]
     )
 
@@ -185,7 +188,7 @@ def plot(config: Config, data: Data) -> Figure:
         "nc1_numpy": "the same with NumPy",
         "metrics": "all metrics of 1024 samples",
         "epoch": "an epoch of them, ResNet-18",
-        "vocabulary": f"all metrics of {config.words} classes",
+        "vocabulary": f"all metrics{_without(config)} of {config.words} classes",
     }
     values = [float(np.median(data[f"{name}_seconds"])) for name in names]
     bars = axes.barh(list(names.values()), values, color=["C0", "C1", "C0", "C1", "C0"])

@@ -337,7 +337,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         peer = names.index(PEER)
         its_time, stopped = seconds[i, peer], ""
         if not np.isfinite(its_time):  # It would have taken longer, nobody knows how much.
-            its_time = config.seconds
+            its_time = config.seconds if np.isfinite(data["norm"][i, peer]) else np.nan
             stopped = f", which stopped at {data['norm'][i, peer]:.1e}"
         ratio = ours[best] / its_time
         judged.append(

@@ -207,7 +207,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         ),
         Claim(
             "NC1 falls by a factor of 1000",
-            bool(data["nc1"][-1] * 1000 <= data["nc1"][0]),
+            bool(data["nc1"][0] > 0 and data["nc1"][-1] * 1000 <= data["nc1"][0]),
             f"from {data['nc1'][0]:.3g} to {data['nc1'][-1]:.3g}",
         ),
         Claim(
