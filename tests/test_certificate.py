@@ -45,6 +45,23 @@ def dense(Z):
     return np.block([[np.diag(-Z.alpha), Z.G.T], [Z.G, np.diag(-Z.beta)]])
 
 
+def three_bounds(Z):
+    """What proves a gap, over tau: Z lowered alike, by sqrt(N) and sqrt(K), and of mean multipliers."""
+    N, num_classes = Z.G.shape
+    mean = Z._replace(alpha=np.full(num_classes, Z.alpha.mean()), beta=np.full(N, Z.beta.mean()))
+    lowered = np.r_[np.full(num_classes, (N / num_classes) ** 0.5), np.full(N, (num_classes / N) ** 0.5)]
+
+    def bound(matrix, shares):
+        least = scipy.linalg.eigh(matrix, np.diag(shares), eigvals_only=True)[0]
+        return -least * shares.sum() / 2
+
+    return [
+        bound(dense(Z), lowered),
+        bound(dense(Z), np.ones(N + num_classes)),
+        bound(dense(mean), lowered),
+    ]
+
+
 def dense_hessian(problem, point):
     """All eigenvalues, by SciPy, from second derivatives of the cost along a retraction."""
     num_classes, (rows, dim) = len(point.W), np.concatenate(point).shape
@@ -286,6 +303,38 @@ def check_a_sign_pattern(num_classes, samples, dim, seed):
     np.testing.assert_allclose(curvature, smallest, rtol=1e-10)
     np.testing.assert_allclose(as_product, smallest, rtol=1e-9)
 
+    @pytest.mark.parametrize("labels", [EQUAL, UNEQUAL])
+    def test_it_is_the_best_of_three_bounds(self, labels):
+        """As docs/landscape.md has them: of Z, of Z with the mean multipliers, and of Z scaled by these."""
+        won = set()
+        for seed in range(6):
+            problem = problem_at(2.0, labels)
+            around = problem.random_point(jax.random.key(seed), K)
+            frame = jnp.eye(K)
+            for closeness in (0.0, 0.6, 0.95):
+                point = jax.tree.map(
+                    lambda x, y, c=closeness: ufm.manifolds.normalize((1 - c) * x + c * y),
+                    around,
+                    ufm.Point(frame, frame[labels]),
+                )
+                Z = landscape.certificate_matrix(problem, point)
+                bounds = three_bounds(Z)
+                won.add(int(np.argmin(bounds)))
+                np.testing.assert_allclose(
+                    landscape.optimality_gap(problem, point),
+                    2.0 * max(0, min(bounds)),
+                    rtol=1e-9,
+                    atol=1e-14,
+                )
+        assert len(won) > 1
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "bound"), [(3, 5, 4.5), (4, 6, 8), (5, 8, 10), (10, 12, 20)]
+)
+def test_the_bound_of_theorem_2_feels_whether_k_is_odd(num_classes, dim, bound):
+    assert theory.strict_saddle_threshold(num_classes, dim) == pytest.approx(bound)
+
 
 class TestNegativeCurvature:
     def test_the_counterexample_to_proposition_2(self):
@@ -330,7 +379,7 @@ class TestNegativeCurvature:
 
     @pytest.mark.parametrize(
         ("num_classes", "samples", "dim"),
-        few(1, (3, 12, 5), (5, 10, 5), (3, 3, 3), (4, 20, 7), (6, 12, 8), (8, 8, 9)),
+        few(2, (3, 12, 5), (3, 3, 3), (5, 10, 5), (4, 20, 7), (6, 12, 8), (8, 8, 9)),
     )
     def test_it_is_the_smallest_eigenvalue_at_sign_patterns(self, num_classes, samples, dim):
         for seed in range(34):

@@ -175,8 +175,10 @@ def test_the_share_outside_the_program_is_that_of_epochs(monkeypatch):
 
     monkeypatch.setattr(bench_networks.trainer, "train", train)
     found = bench_networks._outside(bench_networks.Config(epochs=5), lambda *_: None)
-    assert 0.8 < found["epochs_seconds"] < 1.2
-    assert 0.4 < found["epochs_compiled_seconds"] < 0.6
+    # Sleeps are never shorter than asked for, and on a busy machine all are longer.
+    assert found["epochs_seconds"] >= 0.8
+    assert found["epochs_compiled_seconds"] >= 0.4
+    assert 0.3 < found["epochs_compiled_seconds"] / found["epochs_seconds"] < 0.7
 
 
 def test_the_last_scale_counts(tmp_path, capsys):
@@ -344,7 +346,8 @@ def test_an_interrupted_run_leaves_no_result_but_what_it_continues_from(stop, tm
     assert process.stderr is not None
     begun = ""
     while "fig9:" not in begun:
-        begun += process.stderr.read(1)
+        begun += (one := process.stderr.read(1))
+        assert one, f"it has ended: {begun}"
     time.sleep(1)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)

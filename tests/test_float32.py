@@ -1,5 +1,6 @@
 """How far float32 alone goes: what a TPU can do, in a process without float64."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -117,3 +118,21 @@ def test_every_product_asks_for_full_precision():
         products = [line for line in lines if "dot_general" in line]
         assert products
         assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_every_product_of_the_library_goes_through_one_module():
+    """Elsewhere it would be rounded to TF32 or bfloat16 on accelerators, and no test on a CPU sees that."""
+    names = {"matmul", "dot", "vdot", "einsum", "tensordot", "inner"}
+    found = []
+    for file in (ROOT / "ufm_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            is_product = isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+            is_call = (
+                isinstance(node, ast.Attribute)
+                and node.attr in names
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "jnp"
+            )
+            if (is_product or is_call) and file.name != "_products.py":
+                found.append(f"{file}:{node.lineno}")
+    assert found == []

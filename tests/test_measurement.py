@@ -49,6 +49,13 @@ def test_every_value_is_the_metric_in_float64_whatever_jax_is_set_to():
 
 
 def test_every_framework_gives_the_same():
+    expected = measure(FEATURES, LABELS, W)
+    assert measure(jnp.asarray(FEATURES), jnp.asarray(LABELS), jnp.asarray(W)) == expected
+    assert measure(FEATURES.tolist(), LABELS.tolist(), W.tolist()) == expected
+    assert measure(jnp.asarray(FEATURES, jnp.bfloat16), LABELS).nc1 == pytest.approx(expected.nc1, rel=0.05)
+
+
+def test_tensors_of_pytorch_are_taken():
     torch = pytest.importorskip("torch")
     expected = measure(FEATURES, LABELS, W)
     tensors = (
@@ -57,10 +64,8 @@ def test_every_framework_gives_the_same():
         torch.nn.Parameter(torch.tensor(W)),
     )
     assert measure(*tensors) == expected
-    assert measure(jnp.asarray(FEATURES), jnp.asarray(LABELS), jnp.asarray(W)) == expected
-    assert measure(FEATURES.tolist(), LABELS.tolist(), W.tolist()) == expected
-    for narrow in (torch.tensor(FEATURES).bfloat16(), jnp.asarray(FEATURES, jnp.bfloat16)):
-        assert measure(narrow, LABELS).nc1 == pytest.approx(expected.nc1, rel=0.05)
+    narrow = torch.tensor(FEATURES).bfloat16()
+    assert measure(narrow, LABELS).nc1 == pytest.approx(expected.nc1, rel=0.05)
 
 
 def test_the_table_names_what_was_measured():
@@ -142,3 +147,13 @@ def test_numbers_for_a_logger_have_stable_keys():
 
 def test_it_is_part_of_the_library():
     assert isinstance(ufm.metrics.measure(FEATURES, LABELS), ufm.metrics.Measurement)
+
+
+def test_decisions_and_progress_are_options():
+    lines: list[str] = []
+    found = measure(FEATURES, LABELS, W, decisions=False, progress=lines.append)
+    assert found.nc4 is None
+    assert found.accuracy is None
+    assert found.directional_cdnv is None
+    assert found.nc3 == measure(FEATURES, LABELS, W).nc3
+    assert lines == ["first pass: 30 samples", "second pass: 30 samples", "pairs of classes"]

@@ -15,6 +15,7 @@ import scipy.linalg
 import ufm_jax as ufm
 from tests.shared.marks import few
 from ufm_jax import riemannian
+from ufm_jax.riemannian import lbfgs
 from ufm_jax.riemannian.manifolds import Euclidean, Fixed, Oblique, Product, Stiefel, Weighted
 
 SOLVERS = {
@@ -128,9 +129,10 @@ def test_leading_eigenvectors_equal_scipys():
 
 @pytest.mark.parametrize("solver", few(2, *SOLVERS))
 def test_a_weighted_metric_has_the_same_minima(solver):
-    weights = {"X": jnp.asarray(3.7), "y": jnp.asarray(RNG.uniform(0.1, 10, 5))}
+    generator = np.random.default_rng(5)
+    weights = {"X": jnp.asarray(3.7), "y": jnp.asarray(generator.uniform(0.1, 10, 5))}
     manifold = Weighted(Product({"X": Stiefel(), "y": Euclidean()}), weights)
-    target = RNG.normal(size=5)
+    target = generator.normal(size=5)
 
     def both(point):
         return brockett(point) + jnp.sum(jnp.cosh(point["y"] - target))
@@ -483,3 +485,142 @@ def test_without_a_direction_nothing_is_checked():
         with pytest.raises(ValueError, match="must be a tangent vector, but a share of 1 of it is normal"):
             check(objective, sphere, key, tangent=sphere)
         assert check(objective, sphere, key, tangent=jnp.array([-0.8, 0.6])).passed
+
+
+def rosenbrock_steps(solver):
+    objective = ufm.Objective(rosenbrock, Euclidean())
+    found = ufm.minimize(objective, jnp.zeros(10), solver, max_steps=3000, tolerance=1e-9)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+    return int(found.steps)
+
+
+def test_lbfgs_remembers():
+    """Without its memory it takes thousands of steps; with a short one, more than with a long one."""
+    long, short = rosenbrock_steps(ufm.solvers.lbfgs(10)), rosenbrock_steps(ufm.solvers.lbfgs(1))
+    assert long < 150
+    assert short > 1.2 * long
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 3, 4, 7])
+def test_the_two_loops_are_the_bfgs_formula(pairs):
+    """H+ = (I - r s y^T) H (I - r y s^T) + r s s^T over the last four pairs, in their order."""
+    generator, size, d = np.random.default_rng(pairs), 4, 5
+    like = jnp.zeros(d)
+    iterate = lbfgs.iterate_at(
+        ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()),
+        ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()).evaluate(like + 1),
+    )
+    memory = lbfgs._no_memory(iterate, size)
+    told = []
+    for _ in range(pairs):
+        s = generator.normal(size=d)
+        y = s + 0.3 * generator.normal(size=d)
+        if s @ y <= 0:
+            y = -y
+        told.append((s, y))
+        memory = lbfgs._with_pair(memory, jnp.asarray(s), jnp.asarray(y), 0.0, Euclidean(), iterate)
+    H = np.eye(d) * float(memory.scale)
+    if told:
+        s, y = told[-1]
+        np.testing.assert_allclose(memory.scale, s @ y / (y @ y), rtol=1e-12)
+    for s, y in told[-size:]:
+        r = 1 / (s @ y)
+        turn = np.eye(d) - r * np.outer(s, y)
+        H = turn @ H @ turn.T + r * np.outer(s, s)
+    v = generator.normal(size=d)
+    found = lbfgs._times_inverse_hessian(memory, jnp.asarray(v), jnp.vdot)
+    np.testing.assert_allclose(found, H @ v, rtol=1e-10)
+
+
+def faulty(**methods):
+    """The oblique manifold with other methods."""
+    made = type("Faulty", (Oblique,), methods)
+    return jax.tree_util.register_static(made)()
+
+
+FAULTS = {
+    "projection not symmetric": faulty(
+        project_leaf=lambda self, x, v: (
+            v - x * jnp.sum(x * v, -1, keepdims=True) + x[..., :1] * v[..., 1:2] * x
+        )
+    ),
+    "projection not of the stated dimension": faulty(dimension_leaf=lambda self, shape: 2 * shape[0]),
+    "retract(x, 0) not x": faulty(retract_leaf=lambda self, x, v: -Oblique().retract_leaf(x, -v)),
+    "retraction of another velocity": faulty(
+        retract_leaf=lambda self, x, v: Oblique().retract_leaf(x, 2 * v)
+    ),
+    "random tangent not tangent": faulty(random_tangent=lambda self, key, point: 1.1 * point),
+    "random tangent not of unit norm": faulty(
+        random_tangent=lambda self, key, point: 2 * Oblique().random_tangent(key, point)
+    ),
+    "gradient not that of the metric": faulty(
+        riemannian_gradient=lambda self, x, g: 2 * Oblique().riemannian_gradient(x, g)
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_of_a_manifold_is_named(fault):
+    point = Oblique().random_point(jax.random.key(1), jnp.zeros((2, 4)))
+    found = riemannian.check_manifold(FAULTS[fault], point, jax.random.key(0))
+    assert not found.passed
+    assert fault in found.message
+
+
+class WrongDerivatives(ufm.Objective):
+    """The squared distance from a point, with a fault put into what is said of it."""
+
+    def __init__(self, fault):
+        super().__init__(lambda x: jnp.sum((x - 0.3) ** 2), Oblique())
+        self.fault = fault
+
+    def gradient(self, evaluation):
+        right = super().gradient(evaluation)
+        return right + evaluation.point if self.fault == "gradient not tangent" else right
+
+    def hessian_given(self, evaluation, euclidean_gradient):
+        right = super().hessian_given(evaluation, euclidean_gradient)
+        x = evaluation.point
+        turned = lambda v: Oblique().project(x, jnp.roll(v, 1, -1))  # noqa: E731
+        return {
+            "not tangent": lambda v: right(v) + x,
+            "not linear": lambda v: right(v) * jnp.linalg.norm(v),
+            "not symmetric": lambda v: right(v) + turned(v),
+        }.get(self.fault, right)
+
+
+@pytest.mark.parametrize("fault", ["not tangent", "not linear", "not symmetric"])
+def test_each_fault_of_a_hessian_is_named(fault):
+    point = Oblique().random_point(jax.random.key(1), jnp.zeros((2, 4)))
+    found = riemannian.check_hessian(WrongDerivatives(fault), point, jax.random.key(0))
+    assert f"it is {fault}" in found.message
+    assert riemannian.check_hessian(WrongDerivatives(""), point, jax.random.key(0)).passed
+
+
+def test_a_gradient_that_is_not_tangent_is_named():
+    point = Oblique().random_point(jax.random.key(1), jnp.zeros((2, 4)))
+    found = riemannian.check_gradient(WrongDerivatives("gradient not tangent"), point, jax.random.key(0))
+    assert "it is not tangent" in found.message
+
+
+def test_distances_and_logarithms_of_products_and_weights():
+    key = jax.random.key(3)
+    for manifold, like, factor in [
+        (Weighted(Oblique(), 9.0), jnp.zeros((3, 4)), 3.0),
+        (Product({"a": Oblique(), "b": Euclidean()}), {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4)}, 1.0),
+    ]:
+        point = manifold.random_point(jax.random.key(4), like)
+        tangent = jax.tree.map(lambda x: 0.3 * x, manifold.random_tangent(key, point))
+        end = manifold.exp(point, tangent)
+        np.testing.assert_allclose(manifold.norm(point, tangent), 0.3, rtol=1e-12)
+        np.testing.assert_allclose(manifold.distance(point, end), 0.3, rtol=1e-10)
+        back = manifold.log(point, end)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), back, tangent)
+        length = sum(float(jnp.sum(v**2)) for v in jax.tree.leaves(tangent)) ** 0.5
+        np.testing.assert_allclose(length * factor, 0.3, rtol=1e-12)
+
+
+def test_the_scale_of_a_cost_is_that_of_its_rounding():
+    objective = ufm.Objective(lambda x: jnp.sum(x), Euclidean(), scale=1e8)
+    assert jax.jit(lambda o, x: o.rounding_size(o.evaluate(x)))(objective, jnp.ones(3)) == 1e8
+    assert objective.rounding_size(objective.evaluate(jnp.full(3, 1e9))) == 3e9

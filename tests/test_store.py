@@ -180,6 +180,7 @@ def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeyp
         process.stdout.read(1)
         waiting = run.submit(tiny, tmp_path, 1.0, 5.0)
         while not list(networks.glob("*tau-5-*.npz")):
+            assert not waiting.done()
             time.sleep(0.01)
         assert not waiting.done()
         process.kill()
@@ -293,7 +294,7 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     assert trained == (0 if state == "finished" else 2)
     assert_same(found, whole)
     makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
-    assert makers == ["0.99"] if state == "finished" else ["0.99", jax.__version__]
+    assert makers == (["0.99"] if state == "finished" else ["0.99", jax.__version__])
 
 
 def test_all_that_draws_the_data_counts_as_code():

@@ -249,3 +249,15 @@ def test_bad_input_is_one_sentence():
     ]:
         with pytest.raises(ValueError, match=message):
             streaming.measure(*arguments)
+
+
+def test_the_second_pass_measures_what_is_outside():
+    generator = np.random.default_rng(0)
+    h, outside = generator.normal(size=(12, 5)), generator.normal(size=(7, 5)) + 1
+    labels = np.arange(12) % 3
+    first = ufm.streaming.FirstPass(ufm.metrics.classes.no_sums(3, 5, np.dtype("float64"))).add(h, labels)
+    second = first.second_pass().add(h, labels)
+    means = np.stack([h[labels == k].mean(0) for k in range(3)])
+    cosines = means @ outside.mean(0) / np.linalg.norm(means, axis=1) / np.linalg.norm(outside.mean(0))
+    np.testing.assert_allclose(second.metrics(outside)["nc5"], np.mean(np.abs(cosines)), rtol=1e-12)
+    assert np.isnan(second.metrics()["nc5"])

@@ -71,6 +71,24 @@ def test_the_projection_is_the_nearest_point(seed, scale):
     np.testing.assert_allclose(x + update, nearest, rtol=1e-12, atol=1e-12 * scale)
 
 
+@pytest.mark.parametrize("radius", [1.0, 30.0])
+def test_the_sphere_may_lie_along_any_axis_and_have_any_radius(radius):
+    x, gradient = matrices(1, (4, 6), np.float64)
+    x = ufm.manifolds.normalize(x)
+
+    def steps(optimizer, x, gradient):
+        state = optimizer.init(x)
+        for _ in range(5):
+            updates, state = optimizer.update(gradient, state, x)
+            x = optax.apply_updates(x, updates)
+        return x
+
+    expected = steps(transforms.riemannian_sgd(0.1, momentum=0.9), x, gradient)
+    other = transforms.riemannian_sgd(0.1, momentum=0.9, radius=radius, axis=0)
+    found = steps(other, radius * x.T, radius * gradient.T)
+    np.testing.assert_allclose(found.T / radius, expected, rtol=1e-12)
+
+
 @given(seed=st.integers(0, 2**32 - 1), momentum=st.sampled_from([0.0, 0.5, 0.9]))
 @settings(deadline=None, max_examples=15)
 def test_riemannian_sgd_follows_pymanopt(seed, momentum):

@@ -130,6 +130,9 @@ def test_batches_are_cut_to_the_memory_that_is_allowed():
 
     bytes_of_one = ufm.trials._bytes_of_a_trial(product, one[0])
     assert 8 * 64 <= bytes_of_one <= 8 * 64 * 10
+    for memory, batch_size in [(10 * bytes_of_one, 10), (bytes_of_one // 2, 1)]:
+        assert ufm.trials._batch_size("gpu", memory, product, one) == batch_size
+        assert ufm.trials._batch_size("cpu", memory, product, one) == 1
 
 
 @pytest.mark.parametrize(

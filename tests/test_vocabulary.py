@@ -238,6 +238,10 @@ def test_functions_are_what_measure_measures(name):
         np.testing.assert_allclose(value, found.per_class[key], rtol=1e-9, err_msg=key)
     samples = found.per_class["samples"]
     np.testing.assert_array_equal(samples, np.bincount(y))
+    inner = np.sum(w * m, 1)
+    np.testing.assert_allclose(metrics.similarities(w, h, y), inner, rtol=1e-6)
+    cosines = inner / np.linalg.norm(w, axis=1) / np.linalg.norm(m, axis=1)
+    np.testing.assert_allclose(found.per_class["similarity"], cosines, rtol=1e-9)
     for key in ("nc1", "nc4", "accuracy"):
         np.testing.assert_allclose(np.average(found.per_class[key], weights=samples), getattr(found, key))
     for key in ("cdnv", "directional_cdnv", "gnc3"):

@@ -128,9 +128,7 @@ def run(
     total = _length("inputs", inputs)
     _checks.at_least("memory", memory, 1)
     if batch_size is None:
-        one = jax.tree.map(lambda x: x[0], inputs)
-        on_cpu = devices[0].platform == "cpu"
-        batch_size = 1 if on_cpu else max(1, memory // _bytes_of_a_trial(trial, one))
+        batch_size = _batch_size(devices[0].platform, memory, trial, inputs)
     _checks.at_least("batch_size", batch_size, 1)
 
     batch_size = min(batch_size, math.ceil(total / len(devices)))
@@ -311,6 +309,13 @@ def _digest(inputs: Any, results: Any) -> np.ndarray:
     for x in jax.tree.leaves(inputs):
         hasher.update(np.ascontiguousarray(jax.random.key_data(x) if _is_key(x) else x).tobytes())
     return np.frombuffer(hasher.digest(), np.uint8)
+
+
+def _batch_size(platform: str, memory: int, trial: Callable, inputs: Any) -> int:
+    """How many trials run at the same time on a device: what they need together fits the memory."""
+    if platform == "cpu":
+        return 1
+    return max(1, memory // _bytes_of_a_trial(trial, jax.tree.map(lambda x: x[0], inputs)))
 
 
 def _bytes_of_a_trial(trial: Callable, one: Any) -> int:
