@@ -527,3 +527,11 @@ def test_single_precision_is_kept():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("K", "n", "tau"), [(1000, 10, 1e-3), (10, 5, 1e-6), (10, 5, 1e-9)])
+def test_condition_numbers_keep_their_digits_at_small_temperatures(K, n, tau, dtype):
+    """In the balanced metric they go from 2 theta to 2 (1 + theta), theta = tau / (K - 1)."""
+    found = ufm.theory.collapse_condition_number(K, n, jnp.asarray(tau, dtype), classifier_weight=n)
+    np.testing.assert_allclose(found, 1 + (K - 1) / tau, rtol={jnp.float32: 1e-6}.get(dtype, 1e-12))

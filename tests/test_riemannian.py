@@ -624,3 +624,72 @@ def test_the_scale_of_a_cost_is_that_of_its_rounding():
     objective = ufm.Objective(lambda x: jnp.sum(x), Euclidean(), scale=1e8)
     assert jax.jit(lambda o, x: o.rounding_size(o.evaluate(x)))(objective, jnp.ones(3)) == 1e8
     assert objective.rounding_size(objective.evaluate(jnp.full(3, 1e9))) == 3e9
+
+
+def test_the_trust_region_solves_a_model_that_it_can_solve_exactly():
+    """Truncated CG ends with residual 0: there is no further direction, and none is taken."""
+    objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2) / 2, Euclidean())
+    found = ufm.minimize(objective, jnp.zeros(100), ufm.solvers.trust_region(), tolerance=1e-10)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+    assert found.steps <= 5
+
+
+def test_solvers_take_variables_of_any_size():
+    for size in (1e-6, 1e6):
+        objective = ufm.Objective(lambda x, size=size: jnp.sum(jnp.cosh(x / size - 1)), Euclidean())
+        solver = ufm.solvers.lbfgs()
+        found = ufm.minimize(objective, jnp.zeros(2), solver, tolerance=1e-9 / size)
+        assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED, size
+        assert found.steps < 30
+    small = ufm.solvers.trust_region(max_radius=1e-20)
+    objective = ufm.Objective(lambda x: jnp.sum(jnp.cosh(x / 1e-20 - 1)), Euclidean())
+    found = ufm.minimize(objective, jnp.zeros(2), small, tolerance=1e-9 / 1e-20)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_start_near_the_minimum_is_no_stall(solver):
+    objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), Euclidean())
+    start = 1 + jnp.array([1e-9, 2e-9])
+    found = ufm.minimize(objective, start, SOLVERS[solver], tolerance=1e-12)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda o: ufm.minimize(o, jnp.zeros(2), ufm.solvers.lbfgs(), max_steps=1e1),
+            "max_steps must be an",
+        ),
+        (
+            lambda o: ufm.minimize(o, jnp.zeros(2), ufm.solvers.lbfgs(), tolerance=jnp.ones(2)),
+            "be a scalar",
+        ),
+        (lambda o: ufm.solvers.lbfgs(2.5), "memory_size must be an integer, but is 2.5"),
+        (lambda o: ufm.solvers.trust_region(min_inner=2.5), "min_inner must be an integer"),
+        (lambda o: ufm.solvers.backtracking(max_iterations=2.5), "max_iterations must be an integer"),
+        (
+            lambda o: ufm.minimize(
+                ufm.Objective(lambda x: x, Euclidean()), jnp.zeros(1), ufm.solvers.lbfgs()
+            ),
+            r"the cost must be a scalar array, but has shape \(1,\)",
+        ),
+        (
+            lambda o: ufm.minimize(
+                ufm.Objective(lambda x: (x[0],), Euclidean()), jnp.zeros(1), ufm.solvers.lbfgs()
+            ),
+            "the cost must be a scalar array, but is a tuple",
+        ),
+    ],
+)
+def test_numbers_of_the_wrong_kind_are_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()))
+
+
+def test_more_dimensions_than_int32_counts():
+    like = jax.ShapeDtypeStruct((2**21, 2**11), jnp.float32)
+    objective, solver = ufm.Objective(lambda x: jnp.sum(x**2), Oblique()), ufm.solvers.trust_region()
+    state = jax.eval_shape(lambda x: solver.step(objective, solver.init(objective, x)), like)
+    assert state.iterate.point.shape == like.shape

@@ -3,6 +3,7 @@
 Values known only at run time (tracers under `jit` or `vmap`) cannot be checked and pass.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -88,6 +89,15 @@ def positive(name: str, value: Any) -> None:
 def at_least(name: str, value: Any, low: float) -> None:
     if is_concrete(value) and not np.all((_floats(name, value) >= low) & np.isfinite(_floats(name, value))):
         raise ValueError(f"{name} must be finite and at least {low}, but is {value}.")
+
+
+def count(name: str, value: Any, low: int) -> None:
+    """That a static number is a whole one, at least `low`."""
+    try:
+        operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, but is {value!r}.") from None
+    at_least(name, value, low)
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:

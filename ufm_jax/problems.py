@@ -100,7 +100,7 @@ class Problem(Objective):
         Raises:
             ValueError: d < 1.
         """
-        _checks.at_least("dim", dim, 1)
+        _checks.count("dim", dim, 1)
         if dim < self.num_classes - 1:
             warnings.warn(
                 f"dim is {dim}, but a simplex ETF of {self.num_classes} classes needs at least "
@@ -331,7 +331,7 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> jax.Array:
         >>> print(ufm.balanced_labels(num_classes=3, samples_per_class=2))
         [0 0 1 1 2 2]
     """
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     _checks.at_least("samples_per_class", samples_per_class, 1)
     return jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), samples_per_class)
 
@@ -499,11 +499,11 @@ def _problem(
     has_classifier: bool = True,
     block_size: int | None = None,
 ) -> Problem:
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     labels = _checks.labels_or_targets(labels, num_classes)
     _checks.scalar("tau", tau)
     if block_size is not None:
-        _checks.at_least("block_size", block_size, 1)
+        _checks.count("block_size", block_size, 1)
     loss = _by_value(loss)
     if has_classifier:
         _check_loss(loss, labels, num_classes)

@@ -53,7 +53,9 @@ class LBFGS(Solver):
         memory_size: pairs to keep, at least 1.
         line_search: how to choose the step; it should try step 1 first, since directions have the right
             length.
-        caution: a pair enters if `<step, change> >= caution min(1, |gradient|) <step, step>`, at least 0.
+        caution: a pair of a step and the change of the gradient enters where the cosine of the two is
+            positive and at least this, in [0, 1); with a Hessian of condition number k it is at least
+            `2 / sqrt(k)`, nearly.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -73,11 +75,11 @@ class LBFGS(Solver):
 
     memory_size: int = 10
     line_search: LineSearch = UnitStep()
-    caution: float = 1e-4
+    caution: float = 1e-8
 
     def __post_init__(self) -> None:
-        _checks.at_least("memory_size", self.memory_size, 1)
-        _checks.at_least("caution", self.caution, 0)
+        _checks.count("memory_size", self.memory_size, 1)
+        _checks.within("caution", self.caution, 0, 1)
 
     def init(self, objective: Objective, point: Tree) -> LBFGSState:
         iterate = iterate_at(objective, objective.evaluate(point))
@@ -102,8 +104,7 @@ class LBFGS(Solver):
 
         step = manifold.transport(old.point, new.point, optax.tree.scale(found.step, direction))
         change = optax.tree.sub(new.gradient, manifold.transport(old.point, new.point, old.gradient))
-        least = self.caution * jnp.minimum(1, old.gradient_norm)
-        told = _with_pair(memory, step, change, least, manifold, new)
+        told = _with_pair(memory, step, change, self.caution, manifold, new)
         # A search that failed along a quasi-Newton direction starts again from the gradient.
         afresh = _no_memory(new, self.memory_size)
         return LBFGSState(
@@ -122,11 +123,11 @@ def _no_memory(iterate: Iterate, size: int) -> Memory:
     return Memory(empty, empty, jnp.zeros(size, norm.dtype), scale, jnp.int32(0))
 
 
-def _with_pair(memory, step, change, least_curvature, manifold, iterate) -> Memory:
-    """The memory with one more pair in place of the oldest, if the curvature along it is at least that."""
+def _with_pair(memory, step, change, least_cosine, manifold, iterate) -> Memory:
+    """The memory with one more pair in place of the oldest, if its cosine is positive and at least that."""
     product = manifold.inner_product(iterate.point, step, change)
-    square = manifold.inner_product(iterate.point, step, step)
-    is_safe = (product >= least_curvature * square) & (product > 0)
+    lengths = manifold.norm(iterate.point, step) * manifold.norm(iterate.point, change)
+    is_safe = (product >= least_cosine * lengths) & (product > 0)
     place = memory.pairs % len(memory.products)
 
     def put(ring: jax.Array, x: jax.Array) -> jax.Array:

@@ -120,7 +120,11 @@ class Backtracking(LineSearch):
     def search(self, objective, iterate, direction, slope, last_change):
         guess = self.optimism * 2 * last_change / slope
         trial = _contracted(self, objective, iterate, direction, slope, guess)
-        return Found(trial.evaluation, trial.step, trial.change < 0, ~(trial.change < 0), trial.change)
+        moved = trial.change < 0
+        # Where the contractions were too few for a first step, the next search goes on with its last.
+        as_if = trial.step * slope / (2 * self.optimism)
+        exhausted = ~moved & _is_last(self, trial.step, objective, iterate, direction)
+        return Found(trial.evaluation, trial.step, moved, exhausted, jnp.where(moved, trial.change, as_if))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +166,7 @@ class Adaptive(LineSearch):
         trial = _contracted(self, objective, iterate, direction, slope, guess)
         moved = trial.change < 0
         # Ten contractions may be too few for a first step: the next search contracts further.
-        length = trial.step * objective.manifold.norm(iterate.point, direction)
-        exhausted = ~moved & ~(length > jnp.finfo(length.dtype).eps)
+        exhausted = ~moved & _is_last(self, trial.step, objective, iterate, direction)
         next_guess = jnp.where(trial.attempts == 2, trial.step, 2 * trial.step)
         return Found(trial.evaluation, trial.step, moved, exhausted, next_guess)
 
@@ -215,7 +218,7 @@ def _check(search: _Contracting) -> None:
             f"contraction_factor must lie between 0 and 1, but is {search.contraction_factor}."
         )
     _checks.within("sufficient_decrease", search.sufficient_decrease, 0, 1)
-    _checks.at_least("max_iterations", search.max_iterations, 0)
+    _checks.count("max_iterations", search.max_iterations, 0)
     _checks.positive("initial_step_size", search.initial_step_size)
 
 
@@ -263,6 +266,14 @@ def _contracted(
     # Derivatives of a run are those of its iterates at fixed steps: how a step is chosen is not smooth.
     first = attempt(jax.lax.stop_gradient(first_step), jnp.int32(1))
     return jax.lax.while_loop(is_rejected, contract, first)
+
+
+def _is_last(
+    search: _Contracting, step: jax.Array, objective: Objective, iterate: Iterate, direction: Tree
+) -> jax.Array:
+    """Whether another search has nothing to try after `step`: shorter ones are no steps, or not allowed."""
+    length = step * objective.manifold.norm(iterate.point, direction)
+    return (search.max_iterations == 0) | ~(length > jnp.finfo(length.dtype).eps)
 
 
 def rounding_error(objective: Objective, iterate: Iterate) -> jax.Array:

@@ -194,8 +194,9 @@ def minimize(
         The `Result`.
 
     Raises:
-        ValueError: negative `max_steps` or `tolerance`, `measure` and `record` both given, or a point that
-            is not one of the objective's (its values are checked outside `jit`).
+        ValueError: `max_steps` or `tolerance` is negative, or no integer and no scalar, `measure` and
+            `record` are both given, the cost is no scalar, or the point is not one of the objective's (its
+            values are checked outside `jit`).
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
@@ -221,12 +222,15 @@ def minimize(
 
 
 def _check_dtype_of_cost(objective: Objective, point: Tree) -> None:
-    """Raises ValueError where the cost has another dtype than the point, on which solvers would stumble."""
+    """Raises ValueError where the cost is no scalar of the point's dtype: solvers would stumble on it."""
     dtype = jax.tree.leaves(point)[0].dtype
-    found = jax.eval_shape(objective.cost, point).dtype
-    if found != dtype:
+    found = jax.eval_shape(objective.cost, point)
+    if getattr(found, "shape", None) != ():
+        what = f"has shape {found.shape}" if hasattr(found, "shape") else f"is a {type(found).__name__}"
+        raise ValueError(f"the cost must be a scalar array, but {what}.")
+    if found.dtype != dtype:
         raise ValueError(
-            f"the cost of a {dtype} point must be {dtype}, but is {found}: cast its constants."
+            f"the cost of a {dtype} point must be {dtype}, but is {found.dtype}: cast its constants."
         )
 
 
@@ -268,7 +272,8 @@ def resume(
         >>> ufm.Status(int(result.status)).name
         'CONVERGED'
     """
-    _checks.at_least("max_steps", max_steps, 0)
+    _checks.count("max_steps", max_steps, 0)
+    _checks.scalar("tolerance", tolerance)
     _checks.at_least("tolerance", tolerance, 0)
     recorded = record or (lambda iterate: None)
 

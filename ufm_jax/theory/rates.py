@@ -106,7 +106,9 @@ def collapse_spectrum(
         2 standard
     """
     _check_sizes(num_classes, samples_per_class, dim)
+    _checks.scalar("tau", tau)
     _checks.positive("tau", tau)
+    _checks.scalar("classifier_weight", classifier_weight)
     _checks.positive("classifier_weight", classifier_weight)
     K, n = num_classes, samples_per_class
     c, theta, R = _slope_and_curvatures(loss, K, tau)
@@ -149,7 +151,9 @@ def regularized_collapse_spectrum(
         largest eigenvalue: 24.2 times the decay
     """
     _check_sizes(num_classes, samples_per_class, dim)
+    _checks.scalar("weight_decay", weight_decay)
     _checks.positive("weight_decay", weight_decay)
+    _checks.scalar("feature_decay", feature_decay)
     _checks.positive("feature_decay", feature_decay)
     K, n = num_classes, samples_per_class
     l_W, l_H = jnp.asarray(weight_decay), jnp.asarray(feature_decay)
@@ -169,7 +173,7 @@ def regularized_collapse_spectrum(
     modes: list[_Mode] = [
         *_modes_of_both_models(K, n, dim - K + 1, theta, r),
         ("samples along their mean", 1 + R, K * (n - 1)),
-        ("scale", _eigenvalues(_pair(R), [r, 1]), 1),
+        ("scale", _pair(R, r), 1),
         ("classifiers together inside the span", 1 / r, K - 1),
         (name, _eigenvalues(standard, [weights[j] for j in kept]), K - 1),
     ]
@@ -195,6 +199,7 @@ def contrastive_collapse_spectrum(
     """
     _check_sizes(num_classes, samples_per_class, dim)
     _checks.at_least("samples_per_class", samples_per_class, 2)
+    _checks.scalar("tau", tau)
     _checks.positive("tau", tau)
     K, n, o = num_classes, samples_per_class, dim - num_classes + 1
     square = jnp.asarray(tau) ** 2
@@ -287,7 +292,9 @@ def collapse_condition_number(
     """
     K, n = num_classes, samples_per_class
     _check_sizes(K, n, K)
+    _checks.scalar("tau", tau)
     _checks.positive("tau", tau)
+    _checks.scalar("classifier_weight", classifier_weight)
     _checks.positive("classifier_weight", classifier_weight)
     c, theta, R = _slope_and_curvatures(losses.cross_entropy, K, tau)
     # Without the unit tau c/N, which underflows long before the ratios change.
@@ -319,6 +326,7 @@ def best_temperature(num_classes: int, samples_per_class: int, classifier_weight
         [3.214, 4.5]
     """
     _check_sizes(num_classes, samples_per_class, num_classes)
+    _checks.scalar("classifier_weight", classifier_weight)
     _checks.positive("classifier_weight", classifier_weight)
     r = jnp.asarray(classifier_weight) / samples_per_class
     s = jnp.minimum(r, 1 / r)
@@ -397,7 +405,7 @@ def _modes_of_both_models(K: int, n: int, o: int, theta: jax.Array, r: jax.Array
         ("means together outside the span", 1, o),
         ("classifiers against means outside the span", 1 + 1 / r, (K - 1) * o),
         ("antisymmetric", (1 + theta) * (1 + 1 / r), antisymmetric),
-        ("symmetric", _eigenvalues(_pair(theta), [r, 1]), K * (K - 3) // 2),
+        ("symmetric", _pair(theta, r), K * (K - 3) // 2),
     ]
 
 
@@ -405,9 +413,16 @@ def _rotations(K: int, o: int) -> int:
     return (K - 1) * o + (K - 1) * (K - 2) // 2
 
 
-def _pair(curvature: jax.Array) -> jax.Array:
-    """The form `x^2 + y^2 - 2 x y + curvature (x + y)^2` of a motion that W and the means both make."""
-    return curvature * jnp.ones((2, 2)) + jnp.array([[1, -1], [-1, 1]])
+def _pair(curvature: jax.Array, r: ArrayLike) -> jax.Array:
+    """The eigenvalues of `x^2 + y^2 - 2 x y + curvature (x + y)^2` in the metric `r x^2 + y^2`.
+
+    That is the form of a motion which W and the means both make. The smaller one is the determinant over
+    the larger, since a small one would lose its digits as a difference.
+    """
+    trace = (1 + curvature) * (1 + 1 / r)
+    apart = jnp.hypot((1 + curvature) * (1 - 1 / r), 2 * (1 - curvature) / jnp.sqrt(r))
+    larger = (trace + apart) / 2
+    return jnp.stack([4 * curvature / r / larger, larger])
 
 
 def _standard_form(K: int, theta: jax.Array, R: jax.Array) -> jax.Array:

@@ -208,9 +208,9 @@ def regularized_squared_error_minimum(
 
     Reference: Tirer, Bruna, ICML 2022; Zhou et al., ICML 2022; Dang et al., ICML 2023.
     """
-    _checks.at_least("dim", 1 if dim is None else dim, 1)
+    _checks.count("dim", 1 if dim is None else dim, 1)
     values, _ = _singular_values(targets, bias)
-    lam, count = _rate(weight_decay, feature_decay), len(jnp.asarray(targets))
+    lam, count = _scalar_rate(weight_decay, feature_decay), len(jnp.asarray(targets))
     fitted = (values > count * lam) & _first(values, dim)
     return jnp.sum(jnp.where(fitted, lam * values - count * lam**2 / 2, values**2 / (2 * count)))
 
@@ -250,9 +250,9 @@ def regularized_squared_error_minimizer(
     Reference: Dang et al., *Neural Collapse in Deep Linear Networks: From Balanced to Imbalanced Data*,
     ICML 2023.
     """
-    _checks.at_least("dim", dim, 1)
+    _checks.count("dim", dim, 1)
     values, (left, right, means) = _singular_values(targets, bias)
-    lam, count = _rate(weight_decay, feature_decay), len(left)
+    lam, count = _scalar_rate(weight_decay, feature_decay), len(left)
     lowered = jnp.where(_first(values, dim), jnp.maximum(values - count * lam, 0), 0)
     balance = (jnp.asarray(feature_decay) / weight_decay) ** 0.25
     columns = min(dim, len(values))
@@ -402,7 +402,7 @@ def nonnegative_cross_entropy_minimum(
     Reference: Dang et al., *Neural Collapse for Cross-entropy Class-Imbalanced Learning with Unconstrained
     ReLU Features Model*, ICML 2024.
     """
-    lam = _rate(weight_decay, feature_decay)
+    lam = _scalar_rate(weight_decay, feature_decay)
     sizes = jnp.asarray(class_sizes, lam.dtype)
     if sizes.ndim != 1 or len(sizes) < 2:
         raise ValueError(f"class_sizes must be a vector of at least two, but has shape {sizes.shape}.")
@@ -531,6 +531,13 @@ def _rate(weight_decay: ArrayLike, feature_decay: ArrayLike) -> jax.Array:
     return _root_of_product(
         _positive("weight_decay", weight_decay), _positive("feature_decay", feature_decay)
     )
+
+
+def _scalar_rate(weight_decay: ArrayLike, feature_decay: ArrayLike) -> jax.Array:
+    """`_rate` where other axes than those of decays are taken."""
+    _checks.scalar("weight_decay", weight_decay)
+    _checks.scalar("feature_decay", feature_decay)
+    return _rate(weight_decay, feature_decay)
 
 
 def _root_of_product(a: ArrayLike, b: ArrayLike) -> jax.Array:
