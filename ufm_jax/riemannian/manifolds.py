@@ -237,7 +237,7 @@ class Manifold:
         return sum(self.dimension_leaf(x.shape) for x in jax.tree.leaves(point))
 
     def positive_dimension(self, point: Tree) -> int:
-        """The dimension, where there are tangent vectors but 0; raises ValueError where there are none."""
+        """The dimension of the manifold at `point`. Raises ValueError where it is 0."""
         if (dimension := self.dimension(point)) < 1:
             raise ValueError(
                 "the manifold must have at least one dimension at the point, but has none: 0 is its only "
