@@ -17,6 +17,7 @@ import ufm_jax as ufm
 from experiments.feature_model import deep, fig9, minima
 from experiments.harness import cli, record, results_page, writing
 from experiments.harness.experiment import Claim, all_experiments
+from experiments.landscape import landscape_conditions
 from experiments.speed import bench_networks
 from tests.shared.experiments import LANDSCAPE, SLOW, SMALL
 from tests.shared.marks import few
@@ -448,3 +449,20 @@ def test_focal_losses_of_small_gamma_end_at_collapse(tmp_path, capsys):
     code, out, _ = main(capsys, "fig11", "--out", tmp_path, *fields)
     assert code == 0
     assert "FAILS" not in out
+
+
+def test_no_spurious_minimum_is_found_only_where_trials_end_at_the_best_value():
+    config = landscape_conditions.Config(num_classes=(3,), dim=(3,), tau=(1.0, 40.0), trials=2)
+    best = np.array([[0.4, 1e-26]])
+    data = {"num_classes": np.array([3]), "dim": np.array([3]), "best": best}
+    data |= {"cost": best[..., None] + np.array([[[0, 0], [0, 2e-15]]])}
+    data |= {"is_minimum": np.array([[[True, True], [False, False]]])}
+    data |= {"is_spurious": np.zeros((1, 2, 2), bool)}
+
+    def holds(**other):
+        (claim,) = landscape_conditions.claims(config, data | other)
+        return claim.holds
+
+    assert holds()
+    assert not holds(cost=data["cost"] + np.array([[[0, 0], [0, 0.1]]]))
+    assert not holds(cost=np.full((1, 2, 2), np.nan))

@@ -18,6 +18,8 @@ SETTLED = 1e-6
 """Relative gradient norm up to which, and relative negative curvature up to which, a point is a minimum."""
 DIFFERENT = 1e-3
 """Relative difference of cost from which a minimum is not the best one."""
+ROUNDING = 1e-12
+"""What rounding of the logits may add to a cost."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         excess = (data["cost"] - data["best"][..., None])[chosen]
         rest = excess[~minima]
         # Nothing spurious is found where trials end elsewhere, either.
-        all_best = np.all(excess <= DIFFERENT * data["best"][chosen][..., None])
+        all_best = np.all(excess <= DIFFERENT * data["best"][chosen][..., None] + ROUNDING)
         by_problem = "; ".join(
             f"{_problem_name(K[i], d[i])}: "
             + ", ".join(
