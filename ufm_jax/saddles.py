@@ -291,13 +291,13 @@ def _check(problem: Problem) -> None:
     check_normalized(problem)
     K = problem.num_classes
     logits = jnp.sin(jnp.arange(1.0, 1 + K * K)).reshape(K, K)
+    own = problem.loss(logits, jnp.arange(K))
     for renamed in (np.roll(np.arange(K), 1), np.r_[1, 0, 2:K]):
-        own = problem.loss(logits, jnp.arange(K))
         others = problem.loss(logits[:, np.argsort(renamed)], jnp.asarray(renamed))
         if _checks.is_concrete((own, others)) and not jnp.allclose(own, others, rtol=1e-4):
             raise ValueError(
-                "the loss must treat all classes alike, and change if two are renamed in logits and labels "
-                "by nothing: otherwise the point is not critical."
+                "the loss must treat all classes alike, and not feel that they are renamed in logits and "
+                "labels: otherwise the point is not critical."
             )
     _checks.equal_sizes("these saddles", problem.labels, problem.num_classes)
 

@@ -69,8 +69,9 @@ def check(config: Config) -> None:
                 f"{name} needs at least two values, each below the one before, but is {values}."
             )
     _checks.at_least("local_steps", config.local_steps, 20)
-    _checks.at_least("num_classes", config.num_classes, 3)  # Of two, or of single samples, there is no NC1
-    _checks.at_least("samples_per_class", config.samples_per_class, 2)  # to fall from.
+    # As in `rates`; of single samples NC1 is 0 from the start.
+    _checks.at_least("num_classes", config.num_classes, 3)
+    _checks.at_least("samples_per_class", config.samples_per_class, 2)
     largest = 1 / (config.num_classes * config.samples_per_class**0.5)
     geometric = max(*np.sqrt(decays(config).prod(-1)).ravel(), *config.local_decay)
     if geometric >= largest:  # There W = H = 0 is the minimum.

@@ -223,8 +223,9 @@ def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
     right, sides = True, set()
     for sweep, i, k, tau in _settings(config):
         below = data[f"at_collapse_by_{sweep}"][i] - data[f"value_by_{sweep}"][i]
-        sides.add(tau <= setting.threshold(config, k))
-        if tau <= setting.threshold(config, k):
+        is_collapse = tau <= setting.threshold(config, k)
+        sides.add(is_collapse)
+        if is_collapse:
             right &= bool(np.all(np.abs(below) <= 1e-8))
         else:
             right &= bool(np.all(below > 1e-8))

@@ -105,6 +105,11 @@ def trial(
     }
 
 
+def _parts(below: np.ndarray, above: np.ndarray) -> bool:
+    """Whether rows differ below the threshold and are equal above it, where there are some of both."""
+    return bool(below.size and above.size and np.all(below > 0.1) and np.all(above < 1e-6))
+
+
 def claims(config: Config, data: Data) -> list[Claim]:
     share, apart = data["share"], data["apart"][0]
     below, above = apart[:, share <= 0.97], apart[:, share >= 1.03]
@@ -113,7 +118,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         Claim(
             "rows of small classes differ by more than 0.1 below 0.97 of the threshold, and by less than "
             "1e-6 above 1.03 of it, whatever their size",
-            bool(below.size and above.size and np.all(below > 0.1) and np.all(above < 1e-6)),
+            _parts(below, above),
             f"at least {below.min(initial=np.inf):.2g} below, at most {above.max(initial=0):.2g} above, in "
             f"{len(apart)} patterns of sizes",
         ),
@@ -127,7 +132,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
     judged.append(
         Claim(
             "with a free bias the small classes collapse above the same threshold",
-            bool(below.size and above.size and np.all(below > 0.1) and np.all(above < 1e-6)),
+            _parts(below, above),
             f"rows differ by at most {above.max(initial=0):.2g} above; below at least "
             f"{below.min(initial=np.inf):.2g}",
         )

@@ -69,8 +69,8 @@ class LBFGS(Solver):
         [1. 1. 1. 1.]
 
     Reference: Huang, Gallivan, Absil, *A Broyden Class of Quasi-Newton Methods for Riemannian
-    Optimization*, SIAM J. Optim. 2015; Li, Fukushima, *On the Global Convergence of the BFGS Method for
-    Nonconvex Unconstrained Optimization Problems*, SIAM J. Optim. 2001 (cautious updates).
+    Optimization*, SIAM J. Optim. 2015. Li and Fukushima's cautious updates, SIAM J. Optim. 2001, bound the
+    curvature along a step by the gradient's norm; the cosine does not depend on the size of the variables.
     """
 
     memory_size: int = 10

@@ -209,7 +209,7 @@ def minimize(
     """
     objective.check_point(point)
     point = jax.tree.map(jnp.asarray, point)
-    _check_dtype_of_cost(objective, point)
+    _check_cost(objective, point)
     if measure is not None:
         if record is not None:
             raise ValueError("measure and record are two ways to say what to keep: give one of them.")
@@ -221,7 +221,7 @@ def minimize(
     )
 
 
-def _check_dtype_of_cost(objective: Objective, point: Tree) -> None:
+def _check_cost(objective: Objective, point: Tree) -> None:
     """Raises ValueError where the cost is no scalar of the point's dtype: solvers would stumble on it."""
     dtype = jax.tree.leaves(point)[0].dtype
     found = jax.eval_shape(objective.cost, point)
