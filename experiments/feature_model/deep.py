@@ -190,7 +190,7 @@ def plot(config: Config, data: Data) -> Figure:
     left.set(
         xlabel="factors", ylabel="value / minimum of the linear model", title="found from random starts"
     )
-    title = f"ReLU, decay {config.decay[0]:g}: NC1, and means from a frame (dashed)"
+    title = f"ReLU, decay {config.decay[0]:g}: NC1; dashed, from a frame"
     right.set(yscale="log", xlabel="layer", title=title)
     right.set_xticks(np.arange(1, max(config.factors)))
     for axes in (left, right):
