@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.speed.peers.pytorch_networks import torch_resnet
 from nets import ResNet, convolution, resnet
+from tests.shared import pytorch_numbers
 from tests.shared.marks import few
-from tests.shared.pytorch_weights import copy_weights, numpy
-
-
-def norms(network):
-    yield network.stem_norm
-    for block in network.blocks:
-        yield from block.norms
-        if block.shortcut is not None:
-            yield block.shortcut_norm
+from tests.shared.pytorch_numbers import (
+    CLASSES,
+    KEPT,
+    LABELS,
+    batch_norms,
+    convolutions,
+    copy_weights,
+    kernel,
+    under,
+)
 
 
 def count(network):
@@ -29,6 +30,7 @@ def count(network):
 @pytest.mark.parametrize(
     ("architecture", "width", "image", "bias", "small"),
     [
+        (*KEPT, 2**14),
         ("resnet18", 4, (32, 32, 3), False, 2**14),
         pytest.param("resnet18", 4, (8, 8, 1), True, 2**40, marks=pytest.mark.slow),
         pytest.param("resnet34", 4, (8, 8, 1), False, 0, marks=pytest.mark.slow),
@@ -41,18 +43,19 @@ def test_a_network_equals_pytorch(architecture, width, image, bias, small, monke
 
     Ours in float32, theirs in float64: in float32 theirs is the farther from it, and both by rounding.
     """
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
+    if (architecture, width, image, bias) == KEPT:
+        theirs = pytorch_numbers.kept()
+    else:
+        pytest.importorskip("torch")
+        theirs = pytorch_numbers.numbers(architecture, width, image, bias)
     monkeypatch.setattr(convolution, "_SMALL", small)
-    torch.manual_seed(0)
-    theirs = torch_resnet(architecture, 7, width, image[-1], bias)
+    weights, gradients, moved_there = (under(x, theirs) for x in ("weights/", "gradients/", "moved/"))
     ours = ResNet(
-        architecture, 7, width=width, channels=image[-1], head="plain", bias=bias, rngs=nnx.Rngs(0)
+        architecture, CLASSES, width=width, channels=image[-1], head="plain", bias=bias, rngs=nnx.Rngs(0)
     )
-    copy_weights(theirs, ours)
-    assert count(ours) == sum(p.numel() for p in theirs.parameters())
-    images = np.random.default_rng(1).normal(size=(5, *image)).astype(np.float32)
-    labels = np.array([0, 3, 6, 1, 1])
+    copy_weights(weights, ours)
+    assert count(ours) == sum(x.size for x in gradients.values())
+    images = pytorch_numbers.images(image)
 
     graph, params, rest = nnx.split(ours, nnx.Param, ...)
 
@@ -62,36 +65,31 @@ def test_a_network_equals_pytorch(architecture, width, image, bias, small, monke
             network = nnx.merge(graph, params, rest, copy=True)
             logits, _ = network(images, training=True)
             log_p = jax.nn.log_softmax(logits)
-            return -jnp.mean(log_p[jnp.arange(5), labels]), (nnx.split(network, nnx.Param, ...)[2], logits)
+            value = -jnp.mean(log_p[jnp.arange(len(images)), LABELS])
+            return value, (nnx.split(network, nnx.Param, ...)[2], logits)
 
         (_, (moved, logits)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return logits, gradient, moved, nnx.merge(graph, params, moved)(images)
 
-    logits, gradient, moved, (inferred, features) = run(params, rest)
-    theirs = theirs.double()
-    torch_images = torch.tensor(images.transpose(0, 3, 1, 2)).double()
-    torch_logits, _ = theirs.train()(torch_images)
-    torch.nn.functional.cross_entropy(torch_logits, torch.tensor(labels)).backward()
-    assert logits.shape == (5, 7)
-    np.testing.assert_allclose(logits, numpy(torch_logits), rtol=2e-4, atol=2e-5)
+    training_logits, gradient, moved, (logits, features) = run(params, rest)
+    for name, x in [("training_logits", training_logits), ("logits", logits), ("features", features)]:
+        assert x.shape == theirs[name].shape
+        np.testing.assert_allclose(x, theirs[name], rtol=2e-4, atol=2e-5)
 
     after = nnx.merge(graph, gradient, moved)
-    for a, b in [(theirs.stem, after.stem), (theirs.blocks[-1].convs[-1], after.blocks[-1].convs[-1])]:
-        expected = numpy(a.weight.grad).transpose(2, 3, 1, 0)
-        np.testing.assert_allclose(b.kernel[...], expected, atol=2e-4 * np.abs(expected).max())
-    expected = numpy(theirs.classifier.weight.grad)
+    for name, conv in convolutions(after):
+        expected = kernel(gradients[f"{name}.weight"])
+        np.testing.assert_allclose(conv.kernel[...], expected, atol=2e-4 * np.abs(expected).max())
+    expected = gradients["classifier.weight"]
     np.testing.assert_allclose(after.W[...], expected, atol=5e-4 * np.abs(expected).max())
-    batch_norms = [m for m in theirs.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    ordered = {m.weight.data_ptr(): m for m in batch_norms}
-    for a, b in zip(ordered.values(), norms(after), strict=True):
-        np.testing.assert_allclose(b.mean[...], numpy(a.running_mean), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(b.variance[...], numpy(a.running_var), rtol=1e-4)
-
-    with torch.no_grad():
-        torch_logits, torch_features = theirs.eval()(torch_images)
-    assert features.shape == (5, ours.dim)
-    np.testing.assert_allclose(inferred, numpy(torch_logits), rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(features, numpy(torch_features), rtol=2e-4, atol=2e-5)
+    for name, norm in batch_norms(after):
+        np.testing.assert_allclose(
+            norm.mean[...], moved_there[f"{name}.running_mean"], rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(norm.variance[...], moved_there[f"{name}.running_var"], rtol=1e-4)
+        for ours_there, which in [(norm.scale, "weight"), (norm.bias, "bias")]:
+            expected = gradients[f"{name}.{which}"]
+            np.testing.assert_allclose(ours_there[...], expected, atol=5e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("architecture", "expected"), [("resnet18", 11_220_032), ("resnet50", 23_705_152)])

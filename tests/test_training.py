@@ -16,7 +16,7 @@ import ufm_jax as ufm
 from experiments.networks import fig10, settings, trainer
 from experiments.speed.peers import pytorch_networks
 from nets import datasets, resnet, training
-from tests.shared.pytorch_weights import copy_weights
+from tests.shared.pytorch_numbers import arrays, copy_weights
 
 RECIPE = training.Recipe(batch_size=16)
 
@@ -142,7 +142,7 @@ def test_three_steps_follow_pytorch(model, samples):
     of = setup(model, released=True)
     theirs = pytorch_networks.torch_resnet("resnet18", 10, 4, 3, bias=True)
     network = training._network(of, samples, jax.random.key(0), 1.0)
-    copy_weights(theirs, network)
+    copy_weights(arrays("", theirs.state_dict().items()), network)
     graph, params, rest = nnx.split(network, nnx.Param, ...)
     state = training.State(params, rest, training._optimizer(of, 40).init(params))
     optimizer = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9)
