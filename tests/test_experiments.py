@@ -233,6 +233,8 @@ def test_a_point_of_lower_rank_has_one(below, rank, holds):
         (["fig11", "--at_tau", "-1"], "at_tau must be positive and finite, but is -1.0."),
         (["fig11", "--at_num_classes", "1"], "at_num_classes must be finite and at least 2, but is 1."),
         (["networks-status", "fig6", "--trials", "-1"], "trials must be finite and at least 1, but is -1."),
+        (["networks-status", "fig10", "--width", "0"], "width must be finite and at least 1, but is 0."),
+        (["networks-status", "fig4", "--epochs", "0"], "epochs must be finite and at least 1, but is 0."),
         (["fig9", "--tau", "0.5,1"], "--tau takes numbers with spaces between, but got '0.5,1'."),
         (["fig4", "--width", "4", "x"], "--width takes integers with spaces between, but got '4', 'x'."),
         (["fig9", "--steps"], "--steps needs a value."),

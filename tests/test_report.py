@@ -58,6 +58,7 @@ def folder(tmp_path_factory):
         "fig5": json.dumps(older),
         "fig7": '{"experiment": ',
         "fig8": json.dumps(summary | {"experiment": "fig99"}),
+        "fig10": json.dumps(summary | {"networks": {"made_by": ["me"]}}),
         "fig11": json.dumps(summary | {"claims": [3]}),
         "fig12": "[]",
     }.items():
@@ -123,6 +124,7 @@ def test_the_page_says_what_it_leaves_out_and_what_is_missing(page):
     for sentence in (
         "fig7 is left out: its summary.json or table.md is damaged.",
         "fig8 is left out: its experiment, 'fig99', is not one of this version.",
+        "fig10 is left out: 'made_by' in its summary is damaged.",
         "fig11 is left out: 'claims' in its summary is damaged.",
         "fig12 is left out: its summary is not a summary of a run.",
         "notes is left out: it has no summary.json.",

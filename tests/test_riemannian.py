@@ -655,6 +655,18 @@ def test_a_start_near_the_minimum_is_no_stall(solver):
     assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
 
 
+def of_branches(manifolds):
+    """Minimizes on a product of them, from a point with one branch."""
+    objective = ufm.Objective(lambda x: jnp.sum(x["a"] ** 2), ufm.manifolds.Product(manifolds))
+    return ufm.minimize(objective, {"a": jnp.ones((1, 1))}, ufm.solvers.lbfgs())
+
+
+def resumed_with(objective, other):
+    """Goes on with another solver than began."""
+    begun = ufm.minimize(objective, jnp.ones(2), ufm.solvers.lbfgs(), max_steps=1)
+    return ufm.solvers.resume(objective, begun.state, other)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -681,9 +693,21 @@ def test_a_start_near_the_minimum_is_no_stall(solver):
             ),
             "the cost must be a scalar array, but is a tuple",
         ),
+        (
+            lambda o: of_branches({"a": Euclidean(), "b": Oblique()}),
+            "must branch as its manifolds.*'a': .*'b'",
+        ),
+        (lambda o: of_branches((Euclidean(),)), "must branch as its manifolds"),
+        (lambda o: of_branches({"a": Weighted(Euclidean(), None)}), "must branch as its weights"),
+        (lambda o: resumed_with(o, ufm.solvers.trust_region()), r"the state must be one of TrustRegion\("),
+        (lambda o: resumed_with(o, ufm.solvers.lbfgs(3)), r"the state must be one of LBFGS\("),
+        (
+            lambda o: ufm.solvers.resume(o, jnp.zeros(2), ufm.solvers.lbfgs()),
+            r"the state must be one of LBFGS\(",
+        ),
     ],
 )
-def test_numbers_of_the_wrong_kind_are_one_sentence(call, message):
+def test_arguments_of_the_wrong_kind_are_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()))
 

@@ -162,3 +162,16 @@ def test_saddles_are_refused_where_they_would_not_be_critical(problem, message):
     ):
         with pytest.raises(ValueError, match=message):
             build()
+
+
+@pytest.mark.parametrize(
+    ("reversed_samples", "message"),
+    [
+        (1.5, "must be an integer, but is 1.5"),
+        (0, "at least 1, but is 0"),
+        (2, r"at least 1 and below n/2 = 2, but is 2"),
+    ],
+)
+def test_samples_that_are_reversed_are_counted(reversed_samples, message):
+    with pytest.raises(ValueError, match=message):
+        saddles.full_rank_threshold(3, 4, reversed_samples)

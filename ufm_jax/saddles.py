@@ -199,13 +199,14 @@ def full_rank_threshold(num_classes: int, samples_per_class: int, reversed_sampl
         The temperature, a float.
 
     Raises:
-        ValueError: K < 2, or r is out of range.
+        ValueError: K < 2, or r is no integer or out of range.
 
     Reference: docs/landscape.md.
     """
     K, n, r = num_classes, samples_per_class, reversed_samples
     _checks.at_least("num_classes", K, 2)
-    if not 1 <= r < n / 2:
+    _checks.count("reversed_samples", r, 1)
+    if r >= n / 2:
         raise ValueError(f"reversed_samples must be at least 1 and below n/2 = {n / 2:g}, but is {r}.")
     # y = e^s solves y (y + K - 1) / (1 + (K - 1) y) = (n - r) / r.
     ratio = (n - r) / r

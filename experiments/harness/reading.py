@@ -86,7 +86,7 @@ class Run:
     @property
     def hardware(self) -> str:
         """The devices it ran on; of networks, those that trained them."""
-        makers = [maker["device"] for maker in self._networks.get("made_by", [])]
+        makers = [maker.get("device") or {} for maker in self._networks.get("made_by", [])]
         words = [_hardware(device) for device in makers or [self.summary.get("device") or {}]]
         return " and ".join(dict.fromkeys(words))
 
@@ -110,7 +110,7 @@ class Run:
     def commit(self) -> str:
         """The commit of the code, and that of the code that trained its networks if it differs."""
         own = _commit(self.summary.get("git"))
-        theirs = {_commit(maker["git"]) for maker in self._networks.get("made_by", [])} - {own}
+        theirs = {_commit(maker.get("git")) for maker in self._networks.get("made_by", [])} - {own}
         return own + (f" (networks: {', '.join(sorted(theirs))})" if theirs else "")
 
     @property
@@ -160,8 +160,10 @@ def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
     for key, kind in wanted.items():
         if not isinstance(summary.get(key) or kind(), kind):
             raise ValueError(f"'{key}' in its summary is damaged.")
-    if not all(isinstance(claim, dict) for claim in summary.get("claims") or []):
-        raise ValueError("'claims' in its summary is damaged.")
+    lists = {"claims": summary, "made_by": summary.get("networks") or {}}
+    for key, holder in lists.items():
+        if not all(isinstance(entry, dict) for entry in holder.get(key) or []):
+            raise ValueError(f"'{key}' in its summary is damaged.")
     return Run(place, experiment, summary, table or summary.get("table"))
 
 

@@ -70,6 +70,13 @@ class VariantConfig(NetworkConfig):
 
 def check(config: NetworkConfig) -> None:
     """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
+    _check_sizes(config)
+    split = datasets.load(config.dataset, "train")
+    few = datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
+    _check_devices(config, len(few.labels))
+
+
+def _check_sizes(config: NetworkConfig) -> None:
     _checks.within("seed", config.seed, 0, 2**31 - 1)
     lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "data_parallel": 1}
     for name, low in lowest.items():
@@ -82,9 +89,6 @@ def check(config: NetworkConfig) -> None:
             raise ValueError(f"{name} needs at least one value.")
     _checks.at_least("width", swept["width"], 1)
     _checks.positive("tau", swept["tau"])
-    split = datasets.load(config.dataset, "train")
-    few = datasets.first_of_each_class(split, config.samples_per_class or None, config.seed)
-    _check_devices(config, len(few.labels))
 
 
 def _check_devices(config: NetworkConfig, samples: int) -> None:
@@ -102,8 +106,11 @@ def _check_devices(config: NetworkConfig, samples: int) -> None:
 
 
 def seeds(config: NetworkConfig) -> list[int]:
-    """One seed for each trial; those of fewer trials are the first of more."""
-    _checks.at_least("trials", config.trials, 1)
+    """One seed for each trial; those of fewer trials are the first of more.
+
+    Raises ValueError where sizes of `config` make no sense.
+    """
+    _check_sizes(config)
     return np.random.default_rng(config.seed).integers(0, 2**31 - 1, config.trials, np.int32).tolist()
 
 

@@ -289,6 +289,16 @@ class Manifold:
                 )
 
 
+def _check_branches(prefix: Tree, point: Tree, name: str) -> None:
+    """Raises ValueError where a tree of manifolds or of weights is no prefix of the point."""
+    is_leaf = lambda x: isinstance(x, Manifold)  # noqa: E731
+    try:
+        jax.tree.broadcast(prefix, point, is_leaf=is_leaf)
+    except ValueError:
+        wanted, found = jax.tree.structure(prefix, is_leaf=is_leaf), jax.tree.structure(point)
+        raise ValueError(f"the point must branch as its {name}, {wanted}, but is {found}.") from None
+
+
 def _missing(manifold: Manifold, method: str) -> str:
     return f"{type(manifold).__name__} does not define {method}."
 
@@ -582,6 +592,7 @@ class Product(Manifold):
         return sum(x**2 for x in self._branches("typical_distance", point)) ** 0.5
 
     def check_point(self, point: Tree) -> None:
+        _check_branches(self.manifolds, point, "manifolds")
         self._map("check_point", point)
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
@@ -681,6 +692,7 @@ class Weighted(Manifold):
 
     def check_point(self, point: Tree) -> None:
         self.manifold.check_point(point)
+        _check_branches(self.weights, point, "weights")
 
     def check_weights(self, point: Tree, weights: Tree) -> None:
         self.manifold.check_weights(point, weights)

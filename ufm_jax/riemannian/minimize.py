@@ -215,10 +215,8 @@ def minimize(
             raise ValueError("measure and record are two ways to say what to keep: give one of them.")
         of_point = measure
         record = lambda iterate: of_point(iterate.point)  # noqa: E731
-    state = solver.init(objective, point)
-    return resume(
-        objective, state, solver, max_steps=max_steps, tolerance=tolerance, record=record, until=until
-    )
+    _check_limits(max_steps, tolerance)
+    return _run(objective, solver.init(objective, point), solver, max_steps, tolerance, record, until)
 
 
 def _check_cost(objective: Objective, point: Tree) -> None:
@@ -261,7 +259,7 @@ def resume(
         The `Result`, whose `steps` and `history` count from the state.
 
     Raises:
-        ValueError: negative `max_steps` or `tolerance`.
+        ValueError: `max_steps` or `tolerance` is none of `minimize`, or the state is none of this solver.
 
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), ufm.manifolds.Euclidean())
@@ -272,9 +270,41 @@ def resume(
         >>> ufm.Status(int(result.status)).name
         'CONVERGED'
     """
+    _check_limits(max_steps, tolerance)
+    _check_state(objective, state, solver)
+    return _run(objective, state, solver, max_steps, tolerance, record, until)
+
+
+def _check_state(objective: Objective, state: Any, solver: Solver) -> None:
+    """Raises ValueError where `state` is not shaped as those of `solver`."""
+
+    def shape(tree: Any) -> Any:
+        return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
+
+    iterate = getattr(state, "iterate", None)
+    fits = isinstance(iterate, Iterate)
+    if not fits or shape(jax.eval_shape(lambda: solver.init(objective, iterate.point))) != shape(state):
+        raise ValueError(
+            f"the state must be one of {solver} on this objective, as `Result.state`, but is not."
+        )
+
+
+def _check_limits(max_steps: int, tolerance: ArrayLike) -> None:
     _checks.count("max_steps", max_steps, 0)
     _checks.scalar("tolerance", tolerance)
     _checks.at_least("tolerance", tolerance, 0)
+
+
+def _run(
+    objective: Objective,
+    state: Any,
+    solver: Solver,
+    max_steps: int,
+    tolerance: ArrayLike,
+    record: Callable[[Iterate], Any] | None,
+    until: Callable[[Iterate], jax.Array] | None,
+) -> Result:
+    """The loop: steps of `solver` from `state` until one of the reasons to end."""
     recorded = record or (lambda iterate: None)
 
     def converged(iterate):
