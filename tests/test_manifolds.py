@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ufm_jax as ufm
-from ufm_jax.riemannian.manifolds import Euclidean, Oblique, Product, normalize
+from ufm_jax.riemannian.manifolds import Euclidean, Oblique, Product, Weighted, normalize
 
 MANIFOLDS = {
     "oblique": Oblique(),
@@ -36,9 +36,30 @@ def on_manifold(manifold, point):
     return all(np.allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-14) for x in spheres[name])
 
 
-def test_tree_norm_is_the_norm_of_all_entries():
-    tangent = ufm.Point(jnp.array([[3.0]]), jnp.array([[0.0], [4.0]]))
-    assert Oblique().norm(tangent, tangent) == 5
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tree_norm_is_the_norm_of_all_entries(dtype):
+    """Also where squares of the entries vanish or overflow, and in a metric, and its derivative."""
+    tangent = ufm.Point(jnp.array([[3.0]], dtype), jnp.array([[0.0], [4.0]], dtype))
+    empty = ufm.Point(tangent.W, jnp.zeros((0, 1), dtype))
+    for size in (float(jnp.finfo(dtype).tiny), 1e-30, 1.0, 1e30):
+        scaled = jax.tree.map(lambda x, s=size: s * x, tangent)
+        norm = Oblique().norm(scaled, scaled)
+        assert norm.dtype == dtype
+        np.testing.assert_allclose(norm, 5 * size, rtol=1e-6)
+        np.testing.assert_allclose(Weighted(Oblique(), 4.0).norm(scaled, scaled), 10 * size, rtol=1e-6)
+    assert Oblique().norm(empty, empty) == 3
+    slope = jax.grad(lambda s: Oblique().norm(tangent, jax.tree.map(lambda x: s * x, tangent)))(2.0)
+    np.testing.assert_allclose(slope, 5, rtol=1e-6)
+    for bad in (jnp.nan, jnp.inf):
+        there = tangent._replace(W=jnp.array([[bad]], dtype))
+        np.testing.assert_equal(float(Oblique().norm(there, there)), bad)
+
+
+def test_a_cost_whose_slopes_underflow_is_not_converged():
+    objective = ufm.Objective(lambda x: 1e-30 * jnp.sum((x - 1) ** 2), Euclidean())
+    result = ufm.minimize(objective, jnp.zeros(2, "float32"), ufm.solvers.lbfgs(), tolerance=0)
+    assert result.status == ufm.Status.STALLED
+    assert 0 < result.gradient_norm < 3e-30
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)

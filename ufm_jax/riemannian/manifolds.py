@@ -38,6 +38,7 @@ Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008).
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -205,8 +206,11 @@ class Manifold:
         return optax.tree.vdot(a, b)
 
     def norm(self, point: Tree, tangent: Tree) -> jax.Array:
-        """The length of a tangent vector at `point`, a scalar."""
-        return jnp.sqrt(self.inner_product(point, tangent, tangent))
+        """The length of a tangent vector at `point`, a scalar; its squares neither vanish nor overflow."""
+        largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tangent)]
+        unit = jax.lax.stop_gradient(power_of_two(functools.reduce(jnp.maximum, largest)))
+        scaled = optax.tree.scale(1 / unit, tangent)
+        return unit * jnp.sqrt(self.inner_product(point, scaled, scaled))
 
     def whiten(self, vector: Tree) -> Tree:
         """Coordinates of a tangent vector in which the inner product is the usual one."""

@@ -282,8 +282,10 @@ def _check_state(objective: Objective, state: Any, solver: Solver) -> None:
         return jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)]
 
     iterate = getattr(state, "iterate", None)
-    fits = isinstance(iterate, Iterate)
-    if not fits or shape(jax.eval_shape(lambda: solver.init(objective, iterate.point))) != shape(state):
+    wanted = None
+    if isinstance(iterate, Iterate):
+        wanted = jax.eval_shape(lambda point: solver.init(objective, point), iterate.point)
+    if shape(state) != shape(wanted):
         raise ValueError(
             f"the state must be one of {solver} on this objective, as `Result.state`, but is not."
         )
