@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import subprocess
@@ -137,8 +138,10 @@ def test_the_code_of_the_other_documents_runs(document):
 
 def test_make_lists_and_runs_every_experiment():
     catalog = all_experiments()
+    # Without the variables of a `make test ARGS=...` around it.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     listed, planned = (
-        subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        subprocess.check_output(["make", *arguments, "ARGS="], cwd=ROOT, env=env, text=True)
         for arguments in (["help"], ["-n", *catalog])
     )
     for name, experiment in catalog.items():

@@ -170,7 +170,9 @@ def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeyp
     networks = tmp_path / "networks"
     assert tiny(tmp_path, 1.0, stop=2) == (None, 2)
     held = next((networks / ".training").glob("*.json")).with_suffix(".lock")
-    other = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(flush=True); input()"
+    other = (
+        "import filelock, sys; x = filelock.FileLock(sys.argv[1]); x.acquire(); print(flush=True); input()"
+    )
     with (
         subprocess.Popen(
             [sys.executable, "-c", other, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -183,6 +185,7 @@ def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeyp
             assert not waiting.done()
             time.sleep(0.01)
         assert not waiting.done()
+        assert not list(networks.glob("*tau-1-*.npz"))
         process.kill()
         found, trained = waiting.result()
     assert trained in (4 + 2, 4 + 3)  # The checkpoint after the second epoch may have come too late.
