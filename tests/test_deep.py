@@ -169,9 +169,9 @@ def test_measures_of_layers_are_those_of_the_metrics(key):
         ),
         (
             lambda p: p.random_point(jax.random.key(0), 4.0),
-            r"widths must be integers, but are \[4.0, 4.0\]",
+            "a width must be an integer, but is 4.0",
         ),
-        (lambda p: p.random_point(jax.random.key(0), [4, 4.5]), "widths must be integers"),
+        (lambda p: p.random_point(jax.random.key(0), [4, 4.5]), "a width must be an integer, but is 4.5"),
         (lambda p: p.check_point((np.ones((3, 4)), np.ones((9, 4)))), "DeepPoint.*but this is a tuple"),
         (lambda p: ufm.theory.deep_linear_minimizer(ONE_HOT, 2, [0.1, 0.1]), "width must be at least"),
     ],

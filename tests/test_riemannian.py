@@ -717,3 +717,171 @@ def test_more_dimensions_than_int32_counts():
     objective, solver = ufm.Objective(lambda x: jnp.sum(x**2), Oblique()), ufm.solvers.trust_region()
     state = jax.eval_shape(lambda x: solver.step(objective, solver.init(objective, x)), like)
     assert state.iterate.point.shape == like.shape
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("dtype", "size"), few(2, ("float32", 1e-8), ("float64", 1e-17), ("float32", 1e-12))
+)
+def test_a_small_cost_is_descended(solver, dtype, size):
+    """A cost far below 1 is not taken for rounding errors: gradient descent climbed there."""
+    A = size * jnp.diag(jnp.arange(1.0, 7.0, dtype=dtype))
+    objective = ufm.Objective(lambda x: jnp.vdot(x, A @ x), Oblique())
+    start = jnp.full(6, 6**-0.5, dtype)
+    tolerance = 1e-3 * size
+    found = ufm.minimize(objective, start, SOLVERS[solver], tolerance=tolerance, record=lambda i: i.value)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+    values = np.asarray(found.history) / size
+    assert np.all(np.diff(values) < 1e-5)
+    assert values[-1] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_cost_that_cancels_is_followed_below_its_rounding(solver):
+    target = jnp.array([0.6, 0.8, 0.0], "float32")
+    objective = ufm.Objective(lambda x: 1 - jnp.vdot(x, target), Oblique())
+    found = ufm.minimize(objective, jnp.array([0.0, 0.0, 1.0], "float32"), SOLVERS[solver], tolerance=1e-6)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-9, 1e18])
+def test_the_trust_region_makes_the_same_steps_at_any_size_of_the_cost(size):
+    A = jnp.diag(jnp.arange(1.0, 7.0, dtype="float32"))
+    start = Oblique().random_point(jax.random.key(1), jnp.zeros(6, "float32"))
+    size = 2.0 ** round(np.log2(size))
+    found = [
+        ufm.minimize(
+            ufm.Objective(lambda x, s=s: s * jnp.vdot(x, A @ x), Oblique()),
+            start,
+            ufm.solvers.trust_region(theta=1e-9),  # The residual asked for is relative.
+            max_steps=6,
+            tolerance=0,
+        ).point
+        for s in (1.0, size)
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+
+
+def test_the_trust_region_takes_variables_whose_squares_vanish():
+    size, there = 1e-9, 1e-9 * jnp.array([1.0, -2.0, 3.0], "float32")
+    weights = jnp.array([1.0, 4.0, 10.0], "float32")
+    objective = ufm.Objective(lambda x: jnp.sum(weights * ((x - there) / size) ** 2) + 1, Euclidean())
+    solver = ufm.solvers.trust_region(max_radius=1e-8)
+    found = ufm.minimize(objective, jnp.zeros(3, "float32"), solver, tolerance=1e5)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+    np.testing.assert_allclose(found.point, there, rtol=1e-5)
+
+
+def test_gradient_descent_tries_a_first_step_again_before_it_stalls():
+    """Where the last change was nearly 0 by chance, the guess it gives is shorter than rounding."""
+    objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), Euclidean())
+    solver = ufm.solvers.gradient_descent()
+    state = solver.init(objective, jnp.full(3, 0.5))
+    state = state._replace(search=state.search._replace(change=-jnp.asarray(1e-40)))
+    stuck = solver.step(objective, state)
+    np.testing.assert_array_equal(stuck.iterate.point, state.iterate.point)
+    assert not stuck.stalled
+    assert solver.step(objective, stuck).iterate.value < state.iterate.value
+
+
+def test_a_tangent_of_the_key_that_drew_the_point_is_tangent(key):
+    for manifold, shape in [(Oblique(), (4, 3)), (Stiefel(), (4, 2))]:
+        point = manifold.random_point(key, jnp.zeros(shape))
+        tangent = manifold.random_tangent(key, point)
+        np.testing.assert_allclose(manifold.project(point, tangent), tangent, atol=1e-14)
+        objective = ufm.Objective(lambda x: jnp.sum(x**3), manifold)
+        assert riemannian.check_gradient(objective, point, key).passed
+        assert riemannian.check_hessian(objective, point, key).passed
+
+
+def test_derivatives_are_checked_at_a_critical_point_too():
+    A = jnp.diag(jnp.arange(1.0, 6.0)) + 0.1
+    point = jnp.linalg.eigh(A)[1][:, 0]
+    objective = ufm.Objective(lambda x: jnp.vdot(x, A @ x), Oblique())
+    assert riemannian.check_gradient(objective, point, jax.random.key(3)).passed
+    assert riemannian.check_hessian(objective, point, jax.random.key(3)).passed
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Positive(Euclidean):
+    """Positive numbers, in a metric that varies, of which `whiten` knows nothing."""
+
+    def inner_product(self, point, a, b):
+        return jnp.sum(a * b / point**2)
+
+    def riemannian_gradient(self, point, euclidean_gradient):
+        return point**2 * euclidean_gradient
+
+    def random_leaf(self, key, shape, dtype):
+        return jnp.exp(jax.random.normal(key, shape, dtype))
+
+    def retract_leaf(self, x, v):
+        return x * jnp.exp(v / x)
+
+
+def test_a_metric_that_whiten_does_not_know_is_named():
+    found = riemannian.check_manifold(Positive(), jnp.array([1.0, 2.0, 5.0]), jax.random.key(0))
+    assert re.fullmatch(r"The manifold is wrong: whiten of another length \(.*\)\.", found.message)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class OwnObjective(ufm.Objective):
+    """A dataclass, which never calls `Objective.__init__`."""
+
+    target: jax.Array
+    manifold = Euclidean()
+
+    def cost(self, point):
+        return jnp.sum((point - self.target) ** 2)
+
+    def tree_flatten(self):
+        return (self.target,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_an_objective_may_be_a_dataclass_with_data():
+    run = jax.jit(lambda o, x: ufm.minimize(o, x, ufm.solvers.lbfgs(), tolerance=1e-8))
+    for target in ([1.0, 2.0], [3.0, -4.0]):
+        found = run(OwnObjective(jnp.array(target)), jnp.zeros(2))
+        np.testing.assert_allclose(found.point, target, atol=1e-7)
+    assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda o, x: ufm.minimize(o, x, ufm.solvers.lbfgs),
+            r"solver must be one such as ufm.solvers.lbfgs\(\)",
+        ),
+        (lambda o, x: ufm.minimize(o, x, "lbfgs"), "solver must be one such as .* but is 'lbfgs'"),
+        (
+            lambda o, x: ufm.minimize(o.cost, x, ufm.solvers.lbfgs()),
+            "objective must be a problem or one such",
+        ),
+        (lambda o, x: ufm.Objective(o.cost, Oblique), "manifold must be one such as ufm.manifolds.Oblique"),
+        (lambda o, x: ufm.Objective(Euclidean(), o.cost), "cost must be a function of the point"),
+        (lambda o, x: ufm.Objective(o.cost, Euclidean(), scale=-1), "scale must be finite and at least 0"),
+        (lambda o, x: Product({"a": Oblique}).check_point({"a": x}), "a Product is of manifolds such as"),
+        (
+            lambda o, x: Oblique().random_point(jax.random.key(0), (5, 3)),
+            "like must hold arrays or jax.Shape",
+        ),
+        (
+            lambda o, x: ufm.minimize(o, x, ufm.solvers.lbfgs(), max_steps=2**31),
+            r"max_steps must be below 2\^31 - 1, so that int32 counts them",
+        ),
+        (
+            lambda o, x: ufm.minimize(o, x, ufm.solvers.lbfgs(), until=lambda iterate: iterate.value),
+            "until must return a boolean scalar",
+        ),
+    ],
+)
+def test_likely_mistakes_are_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()), jnp.ones(2))

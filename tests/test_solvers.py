@@ -26,7 +26,9 @@ def test_every_step_of_gradient_descent_is_that_of_pymanopt(problem):
 
     @jax.jit
     def next_cost(point, last_change):
-        return solver.step(problem, solver.init(problem, point)._replace(search=last_change)).iterate.value
+        state = solver.init(problem, point)
+        state = state._replace(search=state.search._replace(change=last_change))
+        return solver.step(problem, state).iterate.value
 
     changes = np.diff(costs, prepend=costs[0])
     ours = [next_cost(point, change) for point, change in zip(points[:30], changes[:30], strict=True)]

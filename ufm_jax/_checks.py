@@ -101,13 +101,18 @@ def count(name: str, value: Any, low: int) -> None:
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
-    if is_concrete(value) and not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+    if is_concrete(value) and not np.all((_floats(name, value) >= low) & (_floats(name, value) <= high)):
         raise ValueError(f"{name} must lie between {low} and {high}, but is {value}.")
 
 
 def scalar(name: str, value: Any) -> None:
     if np.ndim(value) != 0:
         raise ValueError(f"{name} must be a scalar, but has shape {np.shape(value)}.")
+
+
+def positive_scalar(name: str, value: Any) -> None:
+    scalar(name, value)
+    positive(name, value)
 
 
 def no_float64_on_tpu(platform: str, arrays: Any) -> None:
@@ -164,7 +169,7 @@ def labels_or_targets(labels: Any, num_classes: int) -> jax.Array:
     return jnp.asarray(found)
 
 
-def every_class_present(labels: jax.Array, num_classes: int) -> None:
+def every_class_present(labels: jax.Array | np.ndarray, num_classes: int) -> None:
     if is_concrete(labels):
         present = np.unique(np.asarray(labels))
         if len(present) < num_classes:

@@ -25,7 +25,7 @@ from ufm_jax import _checks, losses, metrics
 from ufm_jax._products import matmul, power_of_two
 from ufm_jax.problems import Loss, _by_value, _check_loss
 from ufm_jax.riemannian.manifolds import Euclidean, Manifold
-from ufm_jax.riemannian.objective import Evaluation, Objective
+from ufm_jax.riemannian.objective import Objective
 
 
 class DeepPoint(NamedTuple):
@@ -87,9 +87,8 @@ class DeepProblem(Objective):
             ValueError: a width is no integer or below 1, or there is not one for each layer.
         """
         widths = list(widths) if np.iterable(widths) else [widths] * self.depth
-        if not all(isinstance(width, int | np.integer) for width in widths):
-            raise ValueError(f"widths must be integers, but are {widths}.")
-        _checks.at_least("widths", widths, 1)
+        for width in widths:
+            _checks.count("a width", width, 1)
         if len(widths) != self.depth:
             raise ValueError(f"widths must be {self.depth}, one a layer, but are {len(widths)}.")
         dtype = jax.dtypes.canonicalize_dtype(dtype or float)
@@ -140,10 +139,6 @@ class DeepProblem(Objective):
         )
         return jnp.mean(self.loss(self.scores(point), self.labels)) + decays / 2
 
-    def rounding_size(self, evaluation: Evaluation) -> jax.Array:
-        """The size of the numbers whose rounding the cost carries, at least 1."""
-        return jnp.maximum(1, jnp.abs(evaluation.value))
-
     def measure(self, point: DeepPoint) -> LayerMetrics:
         """The collapse of the features that enter each layer, for integer labels.
 
@@ -156,15 +151,11 @@ class DeepProblem(Objective):
         Raises:
             ValueError: the problem has targets for labels, or a class has no sample (outside `jit`).
         """
-        one_hot = jax.nn.one_hot(self.labels, self.num_classes, dtype=point.H.dtype)
-        averages = (one_hot / jnp.sum(one_hot, 0)).T
         by_layer = []
         for x in self.features(point):
-            means = matmul(averages, x)
-            centred = means - jnp.mean(means, 0)
-            by_layer.append(
-                [metrics.nc1(x, self.labels, self.num_classes), metrics.nc2(centred), _from_frame(means)]
-            )
+            means = metrics.class_means(x, self.labels, self.num_classes, global_mean=None)
+            nc1 = metrics.nc1(x, self.labels, self.num_classes)
+            by_layer.append([nc1, metrics.nc2(means - jnp.mean(means, 0)), _from_frame(means)])
         return LayerMetrics(*(jnp.stack(values) for values in zip(*by_layer, strict=True)))
 
 
@@ -202,7 +193,7 @@ def problem(
         >>> print(problem.measure(start).nc1.shape)
         (3,)
     """
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     labels = _checks.labels_or_targets(labels, num_classes)
     rates = tuple(weight_decay) if np.iterable(weight_decay) else ()
     if not rates:

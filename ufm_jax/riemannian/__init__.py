@@ -1,4 +1,4 @@
-"""Riemannian optimization: any smooth function of a pytree of arrays, on any manifold, in any metric.
+"""Riemannian optimization: any smooth function of a pytree of arrays, on any manifold.
 
     objective = Objective(cost, manifolds.Oblique())
     result = minimize(objective, start, solvers.lbfgs())

@@ -78,7 +78,7 @@ def check_gradient(
 
     Args:
         objective: whose gradient.
-        point: on the manifold, float64; not a critical point, where any gradient looks right.
+        point: on the manifold, float64; not a critical point, where every multiple of it looks right.
         key: random key of the direction.
         tangent: the direction, a tangent vector; a random one of unit norm if None.
 
@@ -105,11 +105,13 @@ def check_gradient(
     objective.check_point(point)
     manifold = objective.manifold
     tangent = _direction(manifold, point, key, tangent)
-    gradient = objective.gradient(objective.evaluate(point))
+    evaluation = objective.evaluate(point)
+    gradient, ambient = objective.gradient(evaluation), objective.euclidean_gradient(evaluation)
     slope = manifold.inner_product(point, gradient, tangent)
-    residuals = {
-        "not tangent": _relative(manifold, point, _normal_part(manifold, point, gradient), gradient)
-    }
+    # Beside the gradient in the ambient space too: at a critical point rounding is all that is left of it.
+    normal = optax.tree.norm(_normal_part(manifold, point, gradient))
+    size = optax.tree.norm(gradient) + optax.tree.norm(ambient)
+    residuals = {"not tangent": float(normal / jnp.where(size > 0, size, 1))}
     return _taylor("gradient", "linear", objective, point, tangent, [slope], residuals)
 
 
@@ -175,7 +177,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     The projection is idempotent, symmetric and of the stated rank; the retraction is the identity at 0 and
     has the right velocity; points that it leads to, and random ones, are points of the manifold as far as
     retraction by 0 and projection tell; `riemannian_gradient` is the gradient in the metric; random
-    tangents are tangent and of unit norm.
+    tangents are tangent and of unit norm, and `whiten` gives them coordinates of the same length.
 
     Args:
         manifold: of this library or of one's own.
@@ -213,6 +215,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     velocity = optax.tree.scale(1 / (2 * step), optax.tree.sub(ahead, back))
     far = manifold.retract(point, tangent)
     random = manifold.random_point(keys[3], point)
+    white = optax.tree.norm(manifold.whiten(tangent))
     gradient = manifold.riemannian_gradient(point, a)
     flat, unflatten = ravel_pytree(point)
     matrix = jax.vmap(lambda v: ravel_pytree(manifold.project(point, unflatten(v)))[0])(
@@ -238,6 +241,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         "random point off the manifold": max(moved(random), not_idempotent(random)),
         "random tangent not tangent": length(_normal_part(manifold, point, tangent)) / size,
         "random tangent not of unit norm": abs(float(manifold.norm(point, tangent)) - 1),
+        "whiten of another length": abs(float(white - manifold.norm(point, tangent))),
         "gradient not that of the metric": abs(
             float(manifold.inner_product(point, gradient, tangent) - optax.tree.vdot(a, tangent))
         )

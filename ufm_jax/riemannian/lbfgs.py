@@ -54,7 +54,7 @@ class LBFGS(Solver):
         line_search: how to choose the step; it should try step 1 first, since directions have the right
             length.
         caution: a pair of a step and the change of the gradient enters where the cosine of the two is
-            positive and at least this, in [0, 1); with a Hessian of condition number k it is at least
+            positive and at least this, in [0, 1]; with a Hessian of condition number k it is at least
             `2 / sqrt(k)`, nearly.
 
     Raises:

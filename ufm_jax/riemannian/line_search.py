@@ -79,12 +79,21 @@ class _Trial(NamedTuple):
     attempts: jax.Array
 
 
+class _LastChange(NamedTuple):
+    """Of the cost, or what would give the next guess; and whether the last search found no step."""
+
+    change: jax.Array
+    failed: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Backtracking(LineSearch):
     """Backtracking from a guess that grows with success, as pymanopt's BackTrackingLineSearcher.
 
     The first guess moves by `initial_step_size`; each later one is `optimism` times the step at which the
-    last change of the cost would repeat itself, Nocedal and Wright (3.60).
+    last change of the cost would repeat itself, Nocedal and Wright (3.60). Where no step from a guess
+    lowers the cost, the next search begins with `initial_step_size` again: a change that is nearly 0 by
+    chance gives a guess that is too short.
 
     Args:
         contraction_factor: each failed step is multiplied by this, in (0, 1).
@@ -115,16 +124,17 @@ class Backtracking(LineSearch):
         _check(self)
 
     def init(self, dtype):
-        return jnp.zeros((), dtype)
+        return _LastChange(jnp.zeros((), dtype), jnp.array(False))
 
-    def search(self, objective, iterate, direction, slope, last_change):
-        guess = self.optimism * 2 * last_change / slope
+    def search(self, objective, iterate, direction, slope, last):
+        guess = self.optimism * 2 * last.change / slope
         trial = _contracted(self, objective, iterate, direction, slope, guess)
-        moved = trial.change < 0
+        moved, from_first = trial.change < 0, last.failed | ~(guess > 0)
+        exhausted = ~moved & from_first & _is_last(self, trial.step, objective, iterate, direction)
         # Where the contractions were too few for a first step, the next search goes on with its last.
-        as_if = trial.step * slope / (2 * self.optimism)
-        exhausted = ~moved & _is_last(self, trial.step, objective, iterate, direction)
-        return Found(trial.evaluation, trial.step, moved, exhausted, jnp.where(moved, trial.change, as_if))
+        as_if = jnp.where(from_first, trial.step * slope / (2 * self.optimism), 0)
+        state = _LastChange(jnp.where(moved, trial.change, as_if), ~moved)
+        return Found(trial.evaluation, trial.step, moved, exhausted, state)
 
 
 @dataclasses.dataclass(frozen=True)

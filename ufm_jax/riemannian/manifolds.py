@@ -79,7 +79,7 @@ def normalize(rows: jax.Array) -> jax.Array:
          [1.  0. ]]
     """
     rows = _checks.floating("rows", rows)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=-1, keepdims=True))
+    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
     first = jnp.zeros(rows.shape[-1], rows.dtype).at[0].set(1)
     scaled = jnp.where(largest == 0, first, rows / power_of_two(largest))
     return _unit(scaled)
@@ -153,15 +153,25 @@ class Manifold:
         return math.sqrt(self.dimension_leaf(shape))
 
     def random_point(self, key: jax.Array, like: Tree) -> Tree:
-        """A random point with the shapes and dtypes of `like` (arrays or `jax.ShapeDtypeStruct`)."""
+        """A random point with the shapes and dtypes of `like`, a tree of arrays or `jax.ShapeDtypeStruct`.
+
+        Raises ValueError where it holds something else.
+        """
         leaves, treedef = jax.tree.flatten(like)
+        if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in leaves):
+            raise ValueError(
+                "like must hold arrays or jax.ShapeDtypeStruct, such as jnp.zeros((5, 3)), but is "
+                f"{like!r}."
+            )
         keys = jax.random.split(key, max(len(leaves), 1))
         points = [self.random_leaf(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=False)]
         return jax.tree.unflatten(treedef, points)
 
     def random_tangent(self, key: jax.Array, point: Tree) -> Tree:
         """A random tangent vector of unit norm at `point`, no direction more likely than another."""
-        tangent = self.unwhiten(self.project(point, Euclidean().random_point(key, point)))
+        # The key may have drawn the point, and the same numbers would be normal to it.
+        ambient = Euclidean().random_point(jax.random.fold_in(key, 1), point)
+        tangent = self.unwhiten(self.project(point, ambient))
         return optax.tree.scale(1 / self.norm(point, tangent), tangent)
 
     def project(self, point: Tree, vector: Tree) -> Tree:
@@ -208,7 +218,7 @@ class Manifold:
     def norm(self, point: Tree, tangent: Tree) -> jax.Array:
         """The length of a tangent vector at `point`, a scalar; its squares neither vanish nor overflow."""
         largest = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tangent)]
-        unit = jax.lax.stop_gradient(power_of_two(functools.reduce(jnp.maximum, largest)))
+        unit = power_of_two(functools.reduce(jnp.maximum, largest))
         scaled = optax.tree.scale(1 / unit, tangent)
         return unit * jnp.sqrt(self.inner_product(point, scaled, scaled))
 
@@ -596,6 +606,9 @@ class Product(Manifold):
         return sum(x**2 for x in self._branches("typical_distance", point)) ** 0.5
 
     def check_point(self, point: Tree) -> None:
+        for manifold in jax.tree.leaves(self.manifolds, is_leaf=lambda x: isinstance(x, Manifold)):
+            if not isinstance(manifold, Manifold):
+                raise ValueError(f"a Product is of manifolds such as Oblique(), but has {manifold!r}.")
         _check_branches(self.manifolds, point, "manifolds")
         self._map("check_point", point)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from ufm_jax import _checks
@@ -33,8 +34,8 @@ class Status(enum.IntEnum):
     STALLED = 2
     """No step that the search tried was possible, and the gradient norm is above the tolerance.
 
-    Mostly precision has ended. Else, where a cost is far below 1, its `Objective` may need a smaller
-    `scale`, and a line search more `max_iterations`.
+    Mostly precision has ended. Else a line search may need more `max_iterations`, or, where variables are
+    far from 1, another `initial_step_size` or a trust region's `max_radius`.
     """
     STOPPED = 3
     """The caller's `until` said so, before the gradient norm was at the tolerance."""
@@ -173,8 +174,9 @@ def minimize(
     """Runs `solver` on `objective` from `point` until the gradient is small, steps run out, or it stalls.
 
     A pure function of arrays: it works under `jit`, under `vmap` (every lane then waits for the slowest)
-    and with forward-mode derivatives. If you call it often, wrap it in `jit`: otherwise each call is
-    compiled again.
+    and with forward-mode derivatives, which are those of the iterates at fixed steps: near those of the
+    minimizer after many steps, and 0 for a start that is the minimizer already. If you call it often, wrap
+    it in `jit`: otherwise each call is compiled again.
 
     Args:
         objective: what to minimize.
@@ -207,6 +209,7 @@ def minimize(
         >>> print(f"{result.value:.4f}, by theory {ufm.theory.cross_entropy_minimum(3, tau=1.0):.4f}")
         0.3690, by theory 0.3690
     """
+    _check_kinds(objective, solver)
     objective.check_point(point)
     point = jax.tree.map(jnp.asarray, point)
     _check_cost(objective, point)
@@ -217,6 +220,17 @@ def minimize(
         record = lambda iterate: of_point(iterate.point)  # noqa: E731
     _check_limits(max_steps, tolerance)
     return _run(objective, solver.init(objective, point), solver, max_steps, tolerance, record, until)
+
+
+def _check_kinds(objective: Any, solver: Any) -> None:
+    """Raises ValueError where these are something else, such as a function, or a solver's class."""
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            "objective must be a problem or one such as ufm.Objective(cost, ufm.manifolds.Oblique()), "
+            f"but is {objective!r}."
+        )
+    if isinstance(solver, type) or not callable(getattr(solver, "step", None)):
+        raise ValueError(f"solver must be one such as ufm.solvers.lbfgs(), but is {solver!r}.")
 
 
 def _check_cost(objective: Objective, point: Tree) -> None:
@@ -270,6 +284,7 @@ def resume(
         >>> ufm.Status(int(result.status)).name
         'CONVERGED'
     """
+    _check_kinds(objective, solver)
     _check_limits(max_steps, tolerance)
     _check_state(objective, state, solver)
     return _run(objective, state, solver, max_steps, tolerance, record, until)
@@ -293,6 +308,10 @@ def _check_state(objective: Objective, state: Any, solver: Solver) -> None:
 
 def _check_limits(max_steps: int, tolerance: ArrayLike) -> None:
     _checks.count("max_steps", max_steps, 0)
+    if max_steps >= 2**31 - 1:
+        raise ValueError(
+            f"max_steps must be below 2^31 - 1, so that int32 counts them, but is {max_steps}."
+        )
     _checks.scalar("tolerance", tolerance)
     _checks.at_least("tolerance", tolerance, 0)
 
@@ -307,13 +326,17 @@ def _run(
     until: Callable[[Iterate], jax.Array] | None,
 ) -> Result:
     """The loop: steps of `solver` from `state` until one of the reasons to end."""
+    objective = objective.of_run(state.iterate.value)
     recorded = record or (lambda iterate: None)
 
     def converged(iterate):
         return (iterate.gradient_norm <= tolerance) & jnp.isfinite(iterate.value)
 
     def stopped(iterate):
-        return jnp.array(False) if until is None else until(iterate)
+        found = False if until is None else until(iterate)
+        if jnp.shape(found) != () or jnp.result_type(found) != np.bool_:
+            raise ValueError(f"until must return a boolean scalar, but returns {found!r}.")
+        return jnp.asarray(found)
 
     def proceeds(carry):
         steps, state, _ = carry

@@ -1,12 +1,14 @@
 """What a solver asks of a function on a manifold."""
 
+import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ufm_jax import _checks
 from ufm_jax.riemannian.manifolds import Manifold, Tree
 
 
@@ -35,14 +37,18 @@ class Objective:
 
     Derivatives are taken by JAX. A subclass that has cheaper ones overrides `evaluate`,
     `euclidean_gradient` and `euclidean_hessian`; what they share belongs into the evaluation's cache. An
-    objective is a pytree whose leaves are those of its manifold, so it passes through `jit` and `vmap`;
-    the function is static. A subclass that is to pass as well has to be registered as a pytree.
+    objective is a pytree whose leaves are its `scale` and those of its manifold, so it passes through `jit`
+    and `vmap`; the function is static. A subclass that is to pass as well has to be registered as a pytree.
 
     Args:
         cost: a pytree of floating arrays to a scalar, smooth near the manifold.
         manifold: of `ufm_jax.manifolds`, or of one's own.
-        scale: size of the largest numbers that the cost adds up. A change of the cost of less than a few
-            rounding units of `max(scale, |cost|)` is taken from slopes, which keep their digits.
+        scale: size of the largest numbers that the cost adds up, at least 0. A change of the cost of less
+            than a few rounding units of `max(scale, |cost|)` is taken from slopes, which keep their digits.
+            None: the cost at the start of a run, and 1 if that is larger.
+
+    Raises:
+        ValueError: the cost is no function, the manifold is none, or the scale is negative.
 
     Example:
         >>> A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
@@ -54,9 +60,25 @@ class Objective:
     """
 
     manifold: Manifold
+    _rounding_scale: Any = None
 
-    def __init__(self, cost: Callable[[Tree], jax.Array], manifold: Manifold, *, scale: float = 1.0):
+    def __init__(
+        self, cost: Callable[[Tree], jax.Array], manifold: Manifold, *, scale: float | None = None
+    ):
+        if not callable(cost):
+            raise ValueError(f"cost must be a function of the point, but is {cost!r}.")
+        if not isinstance(manifold, Manifold):
+            raise ValueError(f"manifold must be one such as ufm.manifolds.Oblique(), but is {manifold!r}.")
+        _checks.at_least("scale", 0 if scale is None else scale, 0)
         self._cost, self.manifold, self._rounding_scale = cost, manifold, scale
+
+    def of_run(self, value: jax.Array) -> Self:
+        """The objective in a run that starts at a cost of `value`, which may decide its `scale`."""
+        if self._rounding_scale is not None:
+            return self
+        begun = copy.copy(self)
+        object.__setattr__(begun, "_rounding_scale", jnp.minimum(jnp.abs(value), 1))
+        return begun
 
     def cost(self, point: Tree) -> jax.Array:
         """The function at `point`, a scalar."""
@@ -76,7 +98,8 @@ class Objective:
 
     def rounding_size(self, evaluation: Evaluation) -> jax.Array:
         """The size of the numbers whose rounding the cost carries, a scalar."""
-        return jnp.maximum(self._rounding_scale, jnp.abs(evaluation.value))
+        size = jnp.abs(evaluation.value)
+        return size if self._rounding_scale is None else jnp.maximum(self._rounding_scale, size)
 
     def gradient(self, evaluation: Evaluation) -> Tree:
         """The Riemannian gradient, in the metric of the manifold, given the forward pass."""
@@ -116,8 +139,15 @@ class Objective:
         self.manifold.check_point(point)
 
 
+def _objective_of(cost: Callable, parts: tuple[Any, Any]) -> Objective:
+    """Without checks: JAX also puts axes, zeros and shapes into a tree."""
+    objective = object.__new__(Objective)
+    objective._cost, (objective.manifold, objective._rounding_scale) = cost, parts
+    return objective
+
+
 jax.tree_util.register_pytree_node(
     Objective,
-    lambda objective: ((objective.manifold,), (objective._cost, objective._rounding_scale)),
-    lambda static, children: Objective(static[0], children[0], scale=static[1]),
+    lambda objective: ((objective.manifold, objective._rounding_scale), objective._cost),
+    _objective_of,
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks
+from ufm_jax._products import power_of_two
 from ufm_jax.riemannian.line_search import change_of_cost, rounding_error
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_with
@@ -211,19 +212,26 @@ def _minimize_model(
     hessian: Callable[[Tree], Tree],
     radius: jax.Array,
 ) -> _Model:
-    """Truncated conjugate gradients on `<gradient, step> + <step, Hessian step>/2` within the radius."""
-    manifold, point, gradient = objective.manifold, iterate.point, iterate.gradient
+    """Truncated conjugate gradients on `<gradient, step> + <step, Hessian step>/2` within the radius.
+
+    Steps are in units of the radius and slopes in units of the gradient, powers of two, so that products of
+    large or small numbers neither overflow nor vanish.
+    """
+    manifold, point = objective.manifold, iterate.point
+    of_steps, of_slopes = power_of_two(radius), power_of_two(iterate.gradient_norm)
+    radius, gradient_norm = radius / of_steps, iterate.gradient_norm / of_slopes
+    gradient = optax.tree.scale(1 / of_slopes, iterate.gradient)
     most_inner = manifold.dimension(point) if solver.max_inner is None else solver.max_inner
     most_inner = min(most_inner, 2**31 - 1)  # Iterations are counted in int32.
 
     def inner(a: Tree, b: Tree) -> jax.Array:
         return manifold.inner_product(point, a, b)
 
-    target = iterate.gradient_norm * jnp.minimum(iterate.gradient_norm**solver.theta, solver.kappa)
+    target = gradient_norm * jnp.minimum(iterate.gradient_norm**solver.theta, solver.kappa)
 
     def advance(model: _Model) -> _Model:
         step_square, step_direction, direction_square = model.squares
-        hessian_direction = hessian(model.direction)
+        hessian_direction = optax.tree.scale(of_steps / of_slopes, hessian(model.direction))
         curvature = inner(model.direction, hessian_direction)
         alpha = model.residual_square / curvature
         new_square = step_square + 2 * alpha * step_direction + alpha**2 * direction_square
@@ -274,7 +282,7 @@ def _minimize_model(
         )
 
     zero = optax.tree.zeros_like(gradient)
-    square = iterate.gradient_norm**2
+    square = gradient_norm**2
     nothing = jnp.zeros_like(square)
     start = _Model(
         step=zero,
@@ -292,4 +300,8 @@ def _minimize_model(
     def goes_on(model: _Model) -> jax.Array:
         return (model.stop == InnerStop.NOT_RUN) & (model.iterations < most_inner)
 
-    return jax.lax.while_loop(goes_on, advance, start)
+    found = jax.lax.while_loop(goes_on, advance, start)
+    return found._replace(
+        step=optax.tree.scale(of_steps, found.step),
+        hessian_step=optax.tree.scale(of_slopes, found.hessian_step),
+    )
