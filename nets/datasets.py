@@ -164,9 +164,10 @@ def _keep(kept: Path, split: Split) -> Split:
     """Writes the decoded arrays for later runs, complete or not at all; where it cannot, it does not."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".part", delete=False) as file:
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            file = Path(folder, kept.name)
             np.savez(file, images=split.images, labels=split.labels)
-        Path(file.name).replace(kept)
+            file.replace(kept)
     except OSError:
         pass
     return split

@@ -210,7 +210,7 @@ class ResNet(nnx.Module):
             ("channels", channels, 1),
             ("batch_parts", batch_parts, 1),
         ]:
-            _checks.at_least(name, value, low)
+            _checks.count(name, value, low)
         _checks.positive("tau", tau)
         _one_of("architecture", architecture, ARCHITECTURES)
         _one_of("head", head, ("normalized", "plain"))

@@ -20,8 +20,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
     """The norm of all entries, or along an axis; squares of entries neither vanish nor overflow."""
-    largest = jnp.max(jnp.abs(x), axis, keepdims=True)
-    unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+    unit = power_of_two(jnp.max(jnp.abs(x), axis, keepdims=True))
     return jnp.squeeze(unit, axis) * jnp.linalg.norm(x / unit, axis=axis)
 
 
@@ -31,9 +30,9 @@ def share(part: jax.Array, whole: jax.Array | int) -> jax.Array:
 
 
 def power_of_two(size: jax.Array) -> jax.Array:
-    """The power of two next to `size`, division by which rounds nothing; within the normal numbers."""
-    _, exponent = jnp.frexp(size)
-    limits = jnp.finfo(size.dtype)
+    """The power of two next to `size`, a constant, division by which rounds nothing; 1 next to 0."""
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(size))
+    limits = jnp.finfo(size.dtype)  # Beyond these it, or its inverse, is no normal number.
     return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, limits.minexp + 1, limits.maxexp - 3))
 
 

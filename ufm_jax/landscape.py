@@ -91,28 +91,25 @@ class CertificateMatrix(NamedTuple):
         Rayleigh quotient of Z at the vector that S gives. The eigenvalue is the last of these, exact to
         rounding relative to the largest entry of Z, and its derivatives are those of the quotient.
         """
-        unit = _nonzero(self._largest())
-        vector = jax.lax.stop_gradient(CertificateMatrix(*(x / unit for x in self))._bottom_vector())
+        fixed = jax.lax.stop_gradient(self)
+        unit = _nonzero(jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in fixed])))
+        vector = CertificateMatrix(*(x / unit for x in fixed))._bottom_vector()
         return optax.tree.vdot(vector, self.product(vector)), vector
-
-    def _largest(self) -> jax.Array:
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(jax.lax.stop_gradient(x))) for x in self]))
 
     def _bottom_vector(self) -> Point:
         """The eigenvector, for entries of size 1; `x = min(-beta) - lambda` is searched, near 0 in full."""
-        Z = CertificateMatrix(*(jax.lax.stop_gradient(x) for x in self))
-        dtype, eps = Z.G.dtype, float(jnp.finfo(Z.G.dtype).eps)
-        least = jnp.argmin(-Z.beta)
-        pole = -Z.beta[least]
-        low = jnp.maximum(pole - jnp.min(-Z.alpha), 0)
-        high = low + jnp.linalg.norm(Z.G) + eps
+        dtype, eps = self.G.dtype, float(jnp.finfo(self.G.dtype).eps)
+        least = jnp.argmin(-self.beta)
+        pole = -self.beta[least]
+        low = jnp.maximum(pole - jnp.min(-self.alpha), 0)
+        high = low + jnp.linalg.norm(self.G) + eps
 
         def at(x):
-            inverse = 1 / (-Z.beta - pole + x)
-            S = jnp.diag(x - pole - Z.alpha) - matmul((inverse[:, None] * Z.G).T, Z.G)
+            inverse = 1 / (-self.beta - pole + x)
+            S = jnp.diag(x - pole - self.alpha) - matmul((inverse[:, None] * self.G).T, self.G)
             values, vectors = jnp.linalg.eigh(S)
             u = vectors[:, 0]
-            return values, Point(u, -inverse * matmul(Z.G, u))
+            return values, Point(u, -inverse * matmul(self.G, u))
 
         def step(state):
             x, low, high, steps, _ = state
@@ -137,8 +134,8 @@ class CertificateMatrix(NamedTuple):
         found = at(x)[1]
         found = optax.tree.scale(1 / optax.tree.norm(found), found)
         # If the sample with the lowest -beta_i is orthogonal to all else, -beta_i itself may be the lowest.
-        alone = Point(jnp.zeros_like(Z.alpha), jax.nn.one_hot(least, len(Z.beta), dtype=dtype))
-        is_alone = pole < optax.tree.vdot(found, Z.product(found))
+        alone = Point(jnp.zeros_like(self.alpha), jax.nn.one_hot(least, len(self.beta), dtype=dtype))
+        is_alone = pole < optax.tree.vdot(found, self.product(found))
         return jax.tree.map(lambda a, b: jnp.where(is_alone, a, b), alone, found)
 
 

@@ -241,8 +241,7 @@ def supervised_contrastive(features: ArrayLike, labels: ArrayLike, tau: float) -
 
     Reference: Khosla et al., *Supervised Contrastive Learning*, NeurIPS 2020.
     """
-    _checks.scalar("tau", tau)
-    _checks.positive("tau", tau)
+    _checks.positive_scalar("tau", tau)
     features = _checks.floating("features", _checks.matrix("features", features))
     labels = _checks.class_labels(labels, shape=features.shape[:1])
     _checks.pairs_in_every_class(labels)

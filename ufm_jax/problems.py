@@ -332,7 +332,7 @@ def balanced_labels(num_classes: int, samples_per_class: int) -> jax.Array:
         [0 0 1 1 2 2]
     """
     _checks.count("num_classes", num_classes, 2)
-    _checks.at_least("samples_per_class", samples_per_class, 1)
+    _checks.count("samples_per_class", samples_per_class, 1)
     return jnp.repeat(jnp.arange(num_classes, dtype=jnp.int32), samples_per_class)
 
 

@@ -70,7 +70,7 @@ def rank_one(
             sees such a constant (checked outside `jit`).
     """
     _check(problem)
-    _checks.at_least("dim", dim, 1)
+    _checks.count("dim", dim, 1)
     K, N = problem.num_classes, len(problem.labels)
     at_zero, at_one = (problem.loss(jnp.full((K, K), z), jnp.arange(K)) for z in (0.0, 1.0))
     if _checks.is_concrete((at_zero, at_one)) and not jnp.allclose(at_zero, at_one, rtol=1e-4):
@@ -124,7 +124,7 @@ def sign_pattern(
         True
     """
     check_normalized(problem)
-    _checks.at_least("dim", dim, 1)
+    _checks.count("dim", dim, 1)
     dtype = jax.dtypes.canonicalize_dtype(dtype or float)
     line = jnp.eye(1, dim, dtype=dtype)
     columns = []
@@ -204,7 +204,7 @@ def full_rank_threshold(num_classes: int, samples_per_class: int, reversed_sampl
     Reference: docs/landscape.md.
     """
     K, n, r = num_classes, samples_per_class, reversed_samples
-    _checks.at_least("num_classes", K, 2)
+    _checks.count("num_classes", K, 2)
     _checks.count("reversed_samples", r, 1)
     if r >= n / 2:
         raise ValueError(f"reversed_samples must be at least 1 and below n/2 = {n / 2:g}, but is {r}.")

@@ -67,8 +67,8 @@ def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Fir
     Raises:
         ValueError: a size is too small, or `dtype` is another.
     """
-    _checks.at_least("num_classes", num_classes, 2)
-    _checks.at_least("dim", dim, 1)
+    _checks.count("num_classes", num_classes, 2)
+    _checks.count("dim", dim, 1)
     return FirstPass(classes.no_sums(num_classes, dim, _dtype_of_sums(dtype)))
 
 
@@ -118,7 +118,7 @@ def measure_batches(
         ValueError: a batch does not fit, a class has no sample, the two passes did not go over the same
             samples, or `batches` can be gone over only once.
     """
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     return measured(
         batches,
         num_classes,
@@ -159,7 +159,7 @@ def measure(
             label is out of range or a class has no sample (checked outside `jit`), or `batch_size` is less
             than 1.
     """
-    _checks.at_least("batch_size", batch_size, 1)
+    _checks.count("batch_size", batch_size, 1)
     W = classes.classifier(W)
     num_classes, dim = W.shape
     # Only a block of them at a time is made wider.
@@ -239,14 +239,11 @@ def tokens(
     Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
     """
     found, classes_ = (np.asarray(_checks.array(*x)) for x in (("hidden", hidden), ("labels", labels)))
-    keep = classes_ != ignored
-    if mask is not None:
-        keep = (
-            keep & (np.asarray(_checks.array("mask", mask)) != 0) if np.shape(mask) == keep.shape else None
-        )
-    if found.ndim < 2 or keep is None or found.shape[:-1] != keep.shape:
+    counts = np.ones_like(classes_) if mask is None else np.asarray(_checks.array("mask", mask))
+    if found.ndim < 2 or not found.shape[:-1] == classes_.shape == counts.shape:
         raise ValueError(
             f"labels and mask must have the shape {found.shape[:-1]} of the positions of hidden, but have "
-            f"shapes {classes_.shape} and {np.shape(mask) if mask is not None else None}."
+            f"shapes {classes_.shape} and {counts.shape}."
         )
+    keep = (classes_ != ignored) & (counts != 0)
     return found[keep], classes_[keep]

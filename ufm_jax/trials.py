@@ -129,7 +129,7 @@ def run(
     _checks.at_least("memory", memory, 1)
     if batch_size is None:
         batch_size = _batch_size(devices[0].platform, memory, trial, inputs)
-    _checks.at_least("batch_size", batch_size, 1)
+    _checks.count("batch_size", batch_size, 1)
 
     batch_size = min(batch_size, math.ceil(total / len(devices)))
     at_once = batch_size * len(devices)
@@ -315,7 +315,7 @@ def _batch_size(platform: str, memory: int, trial: Callable, inputs: Any) -> int
     """How many trials run at the same time on a device: what they need together fits the memory."""
     if platform == "cpu":
         return 1
-    return max(1, memory // _bytes_of_a_trial(trial, jax.tree.map(lambda x: x[0], inputs)))
+    return max(1, int(memory / _bytes_of_a_trial(trial, jax.tree.map(lambda x: x[0], inputs))))
 
 
 def _bytes_of_a_trial(trial: Callable, one: Any) -> int:

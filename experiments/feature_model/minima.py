@@ -132,7 +132,9 @@ def _found(
             tolerance=config.tolerance,
         )
         # Without a classifier the class means stand in for it.
-        W = _class_means(result.point.H, labels, num_classes) if result.point.W is None else result.point.W
+        W = result.point.W
+        if W is None:
+            W = ufm.metrics.class_means(result.point.H, labels, num_classes, global_mean=None)
         return {
             "value": result.value,
             "gradient_norm": result.gradient_norm,
@@ -153,11 +155,6 @@ def _found(
     if setting.at_collapse is not None:
         found["at_collapse"] = np.asarray(setting.at_collapse(config, num_classes, temperatures))
     return found
-
-
-def _class_means(features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
-    sums = jax.ops.segment_sum(features, labels, num_classes)
-    return sums / np.bincount(labels, minlength=num_classes)[:, None]
 
 
 def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:

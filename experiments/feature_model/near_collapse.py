@@ -14,16 +14,10 @@ import ufm_jax as ufm
 def collapsed(problem: ufm.Problem, dim: int) -> ufm.Point:
     """The minimum of a balanced problem with cross entropy: a simplex ETF, and features on it."""
     K, N = problem.num_classes, len(problem.labels)
-    a, b = (1.0, 1.0) if problem.decay is None else _lengths(K, N // K, *problem.decay)
+    if problem.decay is not None:
+        return ufm.Point(*ufm.theory.regularized_minimizer(K, N // K, dim, *problem.decay))
     frame = ufm.theory.simplex_etf(K, dim)
-    return ufm.Point(a * frame, b * frame[problem.labels])
-
-
-def _lengths(K: int, n: int, weight_decay: Any, feature_decay: Any) -> tuple[jax.Array, jax.Array]:
-    """Lengths of the rows of W and H at the minimum of the regularized UFM (docs/rates.md)."""
-    c = K * jnp.sqrt(n * weight_decay * feature_decay)
-    tau = (K - 1) / K * jnp.log(K / c - K + 1)
-    return jnp.sqrt(c * tau / (K * weight_decay)), jnp.sqrt(c * tau / (n * K * feature_decay))
+    return ufm.Point(frame, frame[problem.labels])
 
 
 def perturbed(problem: ufm.Problem, point: ufm.Point, key: jax.Array, distance: float) -> ufm.Point:

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments.feature_model import near_collapse
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    check_one_for_each,
+)
 
 TITLE = "local rates of collapse, measured and predicted"
 DURATION = "30 s"
@@ -50,11 +57,7 @@ class Config(UfmConfig):
 def check(config: Config) -> None:
     lowest = {"num_classes": 3, "samples_per_class": 2, "extra_dim": -1, "steps": 4}
     check_fields(config, lowest, ["theta", "relative_weight", "decay", "decay_ratio", "distance"])
-    if len(config.num_classes) != len(config.samples_per_class):
-        raise ValueError(
-            "samples_per_class needs one value for each of num_classes, but they have "
-            f"{len(config.samples_per_class)} and {len(config.num_classes)}."
-        )
+    check_one_for_each(config, "num_classes", "samples_per_class")
     # At larger decays W = H = 0 is the minimum.
     largest = min(1 / (K * n**0.5) for K, n in _sizes(config)) / max(config.decay_ratio) ** 0.5
     if max(config.decay) >= largest:

@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    check_one_for_each,
+)
 from ufm_jax import _checks
 
 TITLE = "regularized UFM: found minima and closed forms"
@@ -49,11 +56,7 @@ def check(config: Config) -> None:
     lowest = {"num_classes": 2, "samples_per_class": 1, "extra_dim": 0, "trials": 1, "steps": 1}
     check_fields(config, lowest, ["decay", "decay_ratio", "tolerance"])
     _checks.within("alpha", config.alpha, 0, 1)
-    if len(config.num_classes) != len(config.samples_per_class):
-        raise ValueError(
-            "samples_per_class needs one value for each of num_classes, but they have "
-            f"{len(config.samples_per_class)} and {len(config.num_classes)}."
-        )
+    check_one_for_each(config, "num_classes", "samples_per_class")
     for K, n in zip(config.num_classes, config.samples_per_class, strict=True):
         if np.any(np.diff(unequal_sizes(K, n)) > 0):
             raise ValueError(

@@ -187,6 +187,15 @@ def check_fields(config: Any, lowest: Mapping[str, float], positive: Sequence[st
         _checks.positive(name, getattr(config, name))
 
 
+def check_one_for_each(config: Any, *names: str) -> None:
+    """Raises ValueError where fields that are read entry by entry have different numbers of values."""
+    counts = [len(getattr(config, name)) for name in names]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"{', '.join(names)} need one value for each problem, but have {', '.join(map(str, counts))}."
+        )
+
+
 def check_ufm(config: Any) -> None:
     """Raises ValueError where a UFM experiment's sizes make no sense; fields may be tuples to sweep."""
     lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 1, "trials": 1, "steps": 1}

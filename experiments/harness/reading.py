@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
+import jinja2
 
 from experiments.harness import store
 from experiments.harness.experiment import LOCAL, Claim, Experiment, all_experiments
@@ -305,3 +306,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def render(template: str, *, autoescape: bool, **values: Any) -> str:
+    """The text of a template with `values` in it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.harness"),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**values)

@@ -15,7 +15,6 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import PIL.Image
 
 from experiments.harness import reading, store, writing
@@ -119,16 +118,10 @@ def speaks_of(remark: dict, run: Run) -> bool:
 
 def document(docs: Path) -> str:
     """docs/results.md, from the record alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.harness"),
-        autoescape=False,  # It is Markdown; what the runs wrote goes through `escape`.
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     found, written = recorded(docs), remarks(docs)
-    return environment.get_template("results.md").render(
+    return reading.render(
+        "results.md",
+        autoescape=False,  # It is Markdown; what the runs wrote goes through `escape`.
         runs=found,
         papers=[run for run in found if _is_papers(run.experiment.name)],
         ours=[run for run in found if not _is_papers(run.experiment.name)],

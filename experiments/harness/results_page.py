@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
 import markdown_it
 import markupsafe
 import PIL.Image
@@ -34,14 +33,9 @@ class Options:
 def build(results: Path) -> str:
     """The page of the runs in the folder `results`, as HTML."""
     found, skipped = reading.read(results)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.harness"),
+    return reading.render(
+        "results_page.html",
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("results_page.html").render(
         runs=found,
         skipped=skipped,
         missing=reading.missing(found),

@@ -46,7 +46,10 @@ _DECIDING = [
     *sorted(Path(nets.__path__[0]).glob("*.py")),
     *(
         Path(ufm_jax.__path__[0], f"{name}.py")
-        for name in ("_products", "losses", "riemannian/manifolds", "riemannian/transforms", "streaming")
+        for name in (
+            *("_blocks", "_products", "losses", "streaming"),
+            *("riemannian/manifolds", "riemannian/transforms"),
+        )
     ),
     *sorted(Path(ufm_jax.__path__[0], "metrics").glob("*.py")),
 ]

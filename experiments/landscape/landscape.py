@@ -15,7 +15,14 @@ from matplotlib.transforms import Bbox
 
 import ufm_jax as ufm
 from experiments.harness import chunks, plotting
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    check_one_for_each,
+)
 
 TITLE = "Theorem 2 tested: saddles strict, minima global"
 DURATION = "3 min"
@@ -67,12 +74,7 @@ def check(config: Config) -> None:
         )
     lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 3, "imbalance": 0, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
-    counts = [len(getattr(config, name)) for name in SIZE]
-    if len(set(counts)) > 1:
-        raise ValueError(
-            "num_classes, samples_per_class, dim and imbalance need one value for each problem, "
-            f"but have {', '.join(map(str, counts))}."
-        )
+    check_one_for_each(config, *SIZE)
     for K, d in zip(config.num_classes, config.dim, strict=True):
         if d < K:
             raise ValueError(f"Theorem 2 is for dim at least num_classes, but they are {d} and {K}.")

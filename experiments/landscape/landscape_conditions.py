@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    check_one_for_each,
+)
 
 TITLE = "spurious minima, where the conditions end"
 DURATION = "90 s"
@@ -45,13 +52,9 @@ def check(config: Config) -> None:
         raise ValueError(
             f"dtype must be float64, in which minima are told from saddles, not {config.dtype}."
         )
-    if not config.num_classes or len(config.num_classes) != len(config.dim):
-        raise ValueError(
-            "num_classes and dim need one value for each problem, "
-            f"but have {len(config.num_classes)} and {len(config.dim)}."
-        )
     lowest = {"num_classes": 2, "dim": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
+    check_one_for_each(config, "num_classes", "dim")
 
 
 def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:

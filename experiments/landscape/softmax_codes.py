@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks, plotting
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields, part
+from experiments.harness.experiment import (
+    Claim,
+    Data,
+    Progress,
+    UfmConfig,
+    check_fields,
+    check_one_for_each,
+    part,
+)
 
 TITLE = "more classes than dimensions, against packings"
 DURATION = "2 min"
@@ -42,13 +50,9 @@ class Config(UfmConfig):
 def check(config: Config) -> None:
     if config.dtype != "float64":
         raise ValueError(f"dtype must be float64, in which angles settle to 1e-8, not {config.dtype}.")
-    if not config.num_classes or len(config.num_classes) != len(config.dim):
-        raise ValueError(
-            "num_classes and dim need one value for each problem, "
-            f"but have {len(config.num_classes)} and {len(config.dim)}."
-        )
     lowest = {"num_classes": 2, "dim": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
+    check_one_for_each(config, "num_classes", "dim")
     for K, d in zip(config.num_classes, config.dim, strict=True):
         ufm.theory.packing_angle(K, d)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.harness import plotting
-from experiments.harness.experiment import Config
+from experiments.harness.experiment import Config, check_fields
 from experiments.harness.store import Network
 from nets import datasets, training
 from ufm_jax import _checks
@@ -78,17 +78,9 @@ def check(config: NetworkConfig) -> None:
 
 def _check_sizes(config: NetworkConfig) -> None:
     _checks.within("seed", config.seed, 0, 2**31 - 1)
-    lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "data_parallel": 1}
-    for name, low in lowest.items():
-        _checks.at_least(name, getattr(config, name), low)
-    for name in ("samples_per_class", "checkpoint_seconds"):
-        _checks.at_least(name, getattr(config, name), 0)
-    swept = {name: getattr(config, name, 1) for name in ("width", "tau")}
-    for name, values in swept.items():
-        if np.size(values) == 0:
-            raise ValueError(f"{name} needs at least one value.")
-    _checks.at_least("width", swept["width"], 1)
-    _checks.positive("tau", swept["tau"])
+    lowest = {"epochs": 1, "batch_size": 2, "trials": 1, "data_parallel": 1, "samples_per_class": 0}
+    lowest |= {"checkpoint_seconds": 0} | ({"width": 1} if hasattr(config, "width") else {})
+    check_fields(config, lowest, positive=["tau"] if hasattr(config, "tau") else [])
 
 
 def _check_devices(config: NetworkConfig, samples: int) -> None:

@@ -17,7 +17,7 @@ import optax
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments.harness.experiment import Claim, Data, Progress, check_fields, part
+from experiments.harness.experiment import Claim, Data, Progress, check_fields, check_one_for_each, part
 from experiments.harness.experiment import Config as BaseConfig
 
 TITLE = "time to a solution, beside other libraries"
@@ -81,12 +81,7 @@ class Contender(NamedTuple):
 def check(config: Config) -> None:
     counts = dict.fromkeys(("samples_per_class", "dim", "rounds"), 1)
     check_fields(config, {"num_classes": 2} | counts, positive=["tau", "tolerance", "seconds"])
-    lengths = {len(config.num_classes), len(config.samples_per_class), len(config.dim)}
-    if len(lengths) > 1:
-        raise ValueError(
-            "num_classes, samples_per_class and dim must have one value for each setting, but have "
-            f"{len(config.num_classes)}, {len(config.samples_per_class)} and {len(config.dim)}."
-        )
+    check_one_for_each(config, "num_classes", "samples_per_class", "dim")
     for asked in config.contender:
         if not any(name.startswith(asked) for name in NAMES):
             raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, power_of_two
 
 GlobalMean = Literal["samples", "classes"]
 """What the class means are centred by: the mean of all samples, or the mean of the class means."""
@@ -50,7 +50,9 @@ class Centres(NamedTuple):
         first: the first sample of each class, (K, d).
         shifts: the mean of each class minus that sample, (K, d).
         centred: the class means minus the global mean, over `unit`, (K, d).
-        unit: the largest length in sight, a scalar: squares neither vanish nor overflow.
+        unit: a power of two next to the largest length in sight, a scalar, by which squares neither vanish
+            nor overflow.
+        global_mean: the mean of all samples, or of the class means, (d,).
     """
 
     counts: jax.Array
@@ -58,17 +60,12 @@ class Centres(NamedTuple):
     shifts: jax.Array
     centred: jax.Array
     unit: jax.Array
+    global_mean: jax.Array
 
     @property
     def means(self) -> jax.Array:
         """The mean of each class, (K, d)."""
         return self.first + self.shifts
-
-    @property
-    def global_mean(self) -> jax.Array:
-        """The mean of all samples, (d,)."""
-        from_first = self.first - self.first[0] + self.shifts
-        return self.first[0] + matmul(self.counts, from_first) / jnp.sum(self.counts)
 
     @property
     def frequencies(self) -> jax.Array:
@@ -113,10 +110,10 @@ def centres_of(sums: Sums, global_mean: GlobalMean = "samples") -> Centres:
     shifts = sums.sums / counts[:, None]
     from_first = sums.first - sums.first[0] + shifts
     weights = counts if global_mean == "samples" else jnp.ones_like(counts)
-    centred = from_first - jnp.sum(weights[:, None] * from_first, 0) / jnp.sum(weights)
-    largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(centred)), jnp.max(jnp.abs(shifts))))
-    unit = jnp.where(largest > 0, largest, 1)
-    return Centres(counts, sums.first, shifts, centred / unit, unit)
+    middle = jnp.sum(weights[:, None] * from_first, 0) / jnp.sum(weights)
+    centred = from_first - middle
+    unit = _unit(jnp.maximum(jnp.max(jnp.abs(centred)), jnp.max(jnp.abs(shifts))))
+    return Centres(counts, sums.first, shifts, centred / unit, unit, sums.first[0] + middle)
 
 
 def deviations(centres: Centres, features: jax.Array, labels: jax.Array) -> jax.Array:
@@ -158,13 +155,11 @@ def whole(
 ) -> Whole:
     """The classes of features (N, d) with labels (N,), after the checks of both."""
     features, labels = labelled(features, labels, num_classes, dim)
-    kept = np.arange(num_classes)
-    if is_skipped(absent):
-        if not _checks.is_concrete(labels):
-            raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
-        kept, labels = present(np.bincount(np.asarray(labels), minlength=num_classes), labels)
-    else:
-        _checks.every_class_present(labels, num_classes)
+    with jax.ensure_compile_time_eval():  # What is known stays known, also inside `jit`.
+        counts = jnp.bincount(labels, length=num_classes)
+    kept = kept_classes(counts, absent)
+    if len(kept) < num_classes:
+        labels = jnp.searchsorted(kept, labels).astype(jnp.int32)
     one_of("global_mean", global_mean, GlobalMean)
     dtype, features = features.dtype, widen(features)
     centres, apart = _centres_and_deviations(features, labels, len(kept), global_mean)
@@ -180,18 +175,19 @@ def _centres_and_deviations(
     return centres, deviations(centres, features, labels)
 
 
-def present(counts: np.ndarray, labels: jax.Array) -> tuple[np.ndarray, jax.Array]:
-    """The classes that occur (K',), of which there must be two, and for each label its place among them."""
-    kept = np.flatnonzero(counts)
-    if len(kept) < 2:
-        raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
-    return kept, jnp.asarray(np.cumsum(counts > 0) - 1, jnp.int32)[labels]
-
-
-def is_skipped(absent: Absent) -> bool:
-    """Whether classes without a sample are left out, after the check of the option."""
+def kept_classes(counts: jax.Array | np.ndarray, absent: Absent) -> np.ndarray:
+    """The classes that are measured, (K',): all, or those with a sample, of which there must be two."""
     one_of("absent", absent, Absent)
-    return absent == "skip"
+    if not _checks.is_concrete(counts):
+        if absent == "skip":
+            raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
+        return np.arange(len(counts))
+    kept = np.flatnonzero(np.asarray(counts))
+    if absent == "error":
+        _checks.every_class_present(kept, len(counts))
+    elif len(kept) < 2:
+        raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
+    return kept
 
 
 def one_of(name: str, value: object, options: object) -> None:
@@ -205,7 +201,7 @@ def labelled(
     features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Features (N, d) in float32 or float64 and labels (N,) in int32, after the checks of both."""
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     features = _checks.real("features", _checks.matrix("features", features, columns=dim))
     return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
 
@@ -233,15 +229,19 @@ def widen(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, jnp.promote_types(x.dtype, jax.dtypes.canonicalize_dtype(np.float64)))
 
 
+def _unit(largest: jax.Array) -> jax.Array:
+    """The power of two next to `largest`; infinite next to infinity, which over it is NaN."""
+    return jnp.where(jnp.isinf(largest), jnp.inf, power_of_two(largest))
+
+
 def scaled(x: jax.Array) -> jax.Array:
-    """`x` over its largest entry, so that products of tiny entries do not vanish; zeros stay zeros."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
-    return x / jnp.where(largest > 0, largest, 1)
+    """`x` with its largest entry near 1, so that products of tiny entries do not vanish; 0 stays 0."""
+    return x / _unit(jnp.max(jnp.abs(x)))
 
 
 def directions(vectors: jax.Array) -> jax.Array:
     """Rows of length 1; zero rows stay zero."""
-    largest = jnp.max(jnp.abs(vectors), -1, keepdims=True)
-    vectors = vectors / jnp.where(largest == 0, 1, largest)  # Squares neither overflow nor vanish.
+    # Squares neither overflow nor vanish.
+    vectors = vectors / _unit(jnp.max(jnp.abs(vectors), -1, keepdims=True))
     norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(norms == 0, 1, norms)

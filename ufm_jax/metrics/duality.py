@@ -169,7 +169,7 @@ def bias_duality(
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse*, NeurIPS 2021.
     """
     W, data = _both(W, features, labels, global_mean, absent)
-    offsets = matmul(data.rows(W), _global_mean(data, global_mean)) + _bias(data, W, bias)
+    offsets = matmul(data.rows(W), data.centres.global_mean) + _bias(data, W, bias)
     return norm(offsets).astype(W.dtype)
 
 
@@ -355,7 +355,3 @@ def _both(
 def _bias(data: Whole, W: jax.Array, bias: ArrayLike | None) -> jax.Array:
     """The bias of the classes that are kept, in the widest dtype; zeros if None."""
     return data.rows(jnp.zeros(len(W)) if bias is None else bias_of(bias, len(W)))
-
-
-def _global_mean(data: Whole, global_mean: GlobalMean) -> jax.Array:
-    return data.centres.global_mean if global_mean == "samples" else jnp.mean(data.centres.means, 0)

@@ -12,10 +12,13 @@ import numpy as np
 
 from ufm_jax import _checks, theory
 from ufm_jax.metrics import classes, generalized
-from ufm_jax.metrics.passes import NAMES, FirstPass, SecondPass, found_of
+from ufm_jax.metrics.passes import FirstPass, SecondPass, found_of
 
 MOST_CLASSES_FOR_GNC2 = 1000
 """More are left out: GNC2 is a search over K x K weights."""
+
+_BLOCK = 2**23
+"""Numbers of features that are made float64, or checked, at a time."""
 
 Batches = Iterable[tuple[Any, Any]] | Callable[[], Iterable[tuple[Any, Any]]]
 """Pairs of features and labels that can be gone over twice, or a function that makes them anew."""
@@ -254,16 +257,15 @@ def measure(
     if num_classes is None and W is not None:
         num_classes = len(W)
     if num_classes is not None:
-        _checks.at_least("num_classes", num_classes, 2)
+        _checks.count("num_classes", num_classes, 2)
     labels = np.asarray(_checks.class_labels(labels, num_classes, shape=features.shape[:1]))
     if num_classes is None:
         num_classes = int(labels.max()) + 1
         if num_classes == 1:
             raise ValueError("labels must be of at least two classes, but are all 0.")
     # Before anything is made that large.
-    if not classes.is_skipped(absent):
-        _checks.every_class_present(labels, num_classes)
-    size = max(1, 2**23 // features.shape[1])
+    classes.kept_classes(np.bincount(labels, minlength=num_classes), absent)
+    size = max(1, _BLOCK // features.shape[1])
 
     def blocks():
         for start in range(0, len(labels), size):
@@ -340,28 +342,14 @@ def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurem
     values: dict[str, Any] = dict(found)
     if second.W is not None and len(second.kept) <= MOST_CLASSES_FOR_GNC2:
         values["gnc2"] = generalized.gnc2(second.rows)
-    not_measured = {name for name, value in values.items() if _is_missing(name, second, outside)}
     return Measurement(
         num_classes=len(second.kept),
         dim=second.centres.centred.shape[1],
         samples=int(np.sum(np.asarray(second.totals.counts, np.int64))),
         absent_classes=num_classes - len(second.kept),
         per_class={name: np.asarray(value) for name, value in per_class.items()},
-        **{name: float(value) for name, value in values.items() if name not in not_measured},
+        **{name: float(value) for name, value in values.items()},
     )
-
-
-def _is_missing(name: str, second: SecondPass, outside: Any) -> bool:
-    """Whether a metric was not asked for, and so is NaN."""
-    if name == "nc5":
-        return outside is None
-    if name == "directional_cdnv":
-        return second.totals.directional is None
-    if name in ("nc4", "accuracy"):
-        return second.totals.agreeing is None
-    if name.startswith("squared_error"):
-        return second.totals.scatter is None
-    return second.W is None and name in NAMES[NAMES.index("nc0") :]
 
 
 def _each(
@@ -391,7 +379,7 @@ def _finite(name: str, array: Any) -> np.ndarray:
 
 def _check_finite(name: str, array: Any) -> None:
     """Checks a block of rows at a time."""
-    size = max(1, 2**23 // max(1, array[:1].size))
+    size = max(1, _BLOCK // max(1, array[:1].size))
     blocks = (np.asarray(array[start : start + size]) for start in range(0, len(array), size))
     count = sum(int(np.sum(~np.isfinite(block.astype(np.float64)))) for block in blocks)
     if count:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ufm_jax._blocks import in_turn
 from ufm_jax._products import matmul
 from ufm_jax.metrics.classes import directions
 
@@ -23,15 +24,7 @@ def in_blocks(of_block: Callable[[Any], Any], rows: Any, width: int) -> Any:
     size = max(1, ENTRIES // width)
     if count <= size:
         return of_block(rows)
-    # Without it, a derivative in reverse mode would keep what each block computes, for all blocks.
-    of_block = jax.checkpoint(of_block, prevent_cse=False)
-    full = count // size * size
-    blocks = jax.tree.map(lambda x: x[:full].reshape(-1, size, *x.shape[1:]), rows)
-    done = jax.tree.map(lambda x: x.reshape(full, *x.shape[2:]), jax.lax.map(of_block, blocks))
-    if full == count:
-        return done
-    last = of_block(jax.tree.map(lambda x: x[full:], rows))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), done, last)
+    return in_turn(lambda block: (None, of_block(block)), None, rows, size)[1]
 
 
 def squared_distances(some: jax.Array, all_rows: jax.Array, is_pair: jax.Array) -> jax.Array:

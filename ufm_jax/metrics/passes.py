@@ -25,7 +25,7 @@ from ufm_jax.metrics.classes import (
     centres_of,
     classifier,
     deviations,
-    is_skipped,
+    kept_classes,
     scaled,
 )
 from ufm_jax.metrics.generalized import misalignments
@@ -106,7 +106,8 @@ class FirstPass(NamedTuple):
         Raises:
             ValueError: a class has no sample (checked outside `jit`), or W or the bias do not fit.
         """
-        sums, kept = self._kept(absent)
+        kept = kept_classes(self.sums.counts, absent)
+        sums = jax.tree.map(lambda x: x[kept], self.sums)
         num_classes, dtype = len(self.sums.counts), self.sums.sums.dtype
         centres = centres_of(sums)
         if W is None and bias is not None:
@@ -131,23 +132,6 @@ class FirstPass(NamedTuple):
             strange=jnp.zeros((), jnp.int32),
         )
         return SecondPass(totals, centres, _whitening(centres), rows, bias, jnp.asarray(kept, jnp.int32))
-
-    def _kept(self, absent: Absent) -> tuple[Sums, np.ndarray]:
-        """The sums of the classes that are kept, and which these are."""
-        counts = self.sums.counts
-        every = np.arange(len(counts))
-        if not is_skipped(absent):
-            if _checks.is_concrete(counts):
-                _checks.every_class_present(jnp.asarray(np.flatnonzero(np.asarray(counts))), len(counts))
-            return self.sums, every
-        if not _checks.is_concrete(counts):
-            raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
-        kept = np.flatnonzero(np.asarray(counts))
-        if len(kept) < 2:
-            raise ValueError(
-                f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do."
-            )
-        return jax.tree.map(lambda x: x[kept], self.sums), kept
 
 
 class SecondPass(NamedTuple):
@@ -206,7 +190,9 @@ class SecondPass(NamedTuple):
             columns = self.centres.centred.shape[1]
             rows = _checks.real("outside", _checks.matrix("outside", outside, columns=columns))
             outside = jnp.mean(rows, 0)
-        return found_of(self, outside)[0]
+        found, _ = found_of(self, outside)
+        missing = jnp.asarray(jnp.nan, self.centres.centred.dtype)
+        return {name: found.get(name, missing) for name in NAMES}
 
     def per_class(self) -> dict[str, jax.Array]:
         """What has a value for each class that is kept.
@@ -269,6 +255,7 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
     places = labels
     if second.W is None or count < len(second.W):
         places = jnp.searchsorted(second.kept, labels)
+    is_kept = second.kept[jnp.minimum(places, count - 1)] == labels
     apart = deviations(centres, features, places).astype(centres.centred.dtype)
 
     def with_sums(total, values):
@@ -280,7 +267,8 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
         about_mean = apart + centres.centred[places]
         agree = decided == second.kept[collapse.nearest(centres.centred, about_mean)]
     return Totals(
-        counts=totals.counts + jnp.bincount(places, length=count).astype(jnp.int32),
+        counts=totals.counts
+        + jnp.bincount(jnp.where(is_kept, places, count), length=count).astype(jnp.int32),
         whitened=with_sums(totals.whitened, lambda: whitened_squares(apart, second.whitening)),
         squares=with_sums(totals.squares, lambda: jnp.sum(apart**2, -1)),
         directional=with_sums(
@@ -289,8 +277,7 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
         agreeing=with_sums(totals.agreeing, lambda: agree),
         right=with_sums(totals.right, lambda: decided == labels),
         scatter=None if totals.scatter is None else totals.scatter + matmul(apart.T, apart),
-        strange=totals.strange
-        + jnp.sum(second.kept[jnp.minimum(places, count - 1)] != labels, dtype=jnp.int32),
+        strange=totals.strange + jnp.sum(~is_kept, dtype=jnp.int32),
     )
 
 
@@ -305,7 +292,7 @@ def _whitening(centres: Centres) -> jax.Array:
 def found_of(
     second: SecondPass, outside: jax.Array | None
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """What `metrics` and `per_class` return, in one program; `outside` is the mean (d,)."""
+    """The metrics that were asked for, and `per_class`, in one program; `outside` is the mean (d,)."""
     per_class = _per_class(second)
     found = {
         **_of_features(second, per_class),
@@ -315,7 +302,7 @@ def found_of(
     if outside is not None:
         found["nc5"] = duality.cosines_with(second.centres.means, outside)
     dtype = second.centres.centred.dtype
-    return {name: jnp.asarray(found.get(name, jnp.nan), dtype) for name in NAMES}, per_class
+    return {name: jnp.asarray(value, dtype) for name, value in found.items()}, per_class
 
 
 def _per_class(second: SecondPass) -> dict[str, jax.Array]:

@@ -45,7 +45,7 @@ def seli(class_sizes: ArrayLike, dim: int) -> tuple[jax.Array, jax.Array]:
     if _checks.is_concrete(sizes) and jnp.any(sizes != jnp.round(sizes)):
         raise ValueError(f"class_sizes must be whole numbers, but are {class_sizes}.")
     k = len(sizes)
-    _checks.at_least("dim", dim, k - 1)
+    _checks.count("dim", dim, k - 1)
     # Rows of Z are equal within a class: once each, of weight sqrt(n_k), they have its singular values.
     root = jnp.sqrt(sizes)[:, None]
     left, values, right = jnp.linalg.svd(root * (jnp.eye(k) - 1 / k))

@@ -51,7 +51,7 @@ def simplex_etf(num_classes: int, dim: int, dtype: DTypeLike | None = None) -> j
          [-0.5  1.  -0.5]
          [-0.5 -0.5  1. ]]
     """
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     if dim < num_classes - 1:
         raise ValueError(
             f"a simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, "
@@ -82,7 +82,7 @@ def regular_polygon(num_classes: int, dtype: DTypeLike | None = None) -> jax.Arr
     Raises:
         ValueError: K < 2.
     """
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     angles = 2 * np.pi / num_classes * np.arange(num_classes)
     return jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], -1), dtype=dtype)
 

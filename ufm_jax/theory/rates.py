@@ -106,10 +106,8 @@ def collapse_spectrum(
         2 standard
     """
     _check_sizes(num_classes, samples_per_class, dim)
-    _checks.scalar("tau", tau)
-    _checks.positive("tau", tau)
-    _checks.scalar("classifier_weight", classifier_weight)
-    _checks.positive("classifier_weight", classifier_weight)
+    _checks.positive_scalar("tau", tau)
+    _checks.positive_scalar("classifier_weight", classifier_weight)
     K, n = num_classes, samples_per_class
     c, theta, R = _slope_and_curvatures(loss, K, tau)
     modes = _normalized_modes(K, n, dim, theta, R, classifier_weight)
@@ -151,10 +149,8 @@ def regularized_collapse_spectrum(
         largest eigenvalue: 24.2 times the decay
     """
     _check_sizes(num_classes, samples_per_class, dim)
-    _checks.scalar("weight_decay", weight_decay)
-    _checks.positive("weight_decay", weight_decay)
-    _checks.scalar("feature_decay", feature_decay)
-    _checks.positive("feature_decay", feature_decay)
+    _checks.positive_scalar("weight_decay", weight_decay)
+    _checks.positive_scalar("feature_decay", feature_decay)
     K, n = num_classes, samples_per_class
     l_W, l_H = jnp.asarray(weight_decay), jnp.asarray(feature_decay)
     c = K * jnp.sqrt(n * l_W) * jnp.sqrt(l_H)
@@ -199,8 +195,7 @@ def contrastive_collapse_spectrum(
     """
     _check_sizes(num_classes, samples_per_class, dim)
     _checks.at_least("samples_per_class", samples_per_class, 2)
-    _checks.scalar("tau", tau)
-    _checks.positive("tau", tau)
+    _checks.positive_scalar("tau", tau)
     K, n, o = num_classes, samples_per_class, dim - num_classes + 1
     square = jnp.asarray(tau) ** 2
     theta = square / (K - 1)
@@ -292,10 +287,8 @@ def collapse_condition_number(
     """
     K, n = num_classes, samples_per_class
     _check_sizes(K, n, K)
-    _checks.scalar("tau", tau)
-    _checks.positive("tau", tau)
-    _checks.scalar("classifier_weight", classifier_weight)
-    _checks.positive("classifier_weight", classifier_weight)
+    _checks.positive_scalar("tau", tau)
+    _checks.positive_scalar("classifier_weight", classifier_weight)
     c, theta, R = _slope_and_curvatures(losses.cross_entropy, K, tau)
     # Without the unit tau c/N, which underflows long before the ratios change.
     modes = _assemble(_normalized_modes(K, n, K, theta, R, classifier_weight), jnp.ones_like(c))
@@ -326,8 +319,7 @@ def best_temperature(num_classes: int, samples_per_class: int, classifier_weight
         [3.214, 4.5]
     """
     _check_sizes(num_classes, samples_per_class, num_classes)
-    _checks.scalar("classifier_weight", classifier_weight)
-    _checks.positive("classifier_weight", classifier_weight)
+    _checks.positive_scalar("classifier_weight", classifier_weight)
     r = jnp.asarray(classifier_weight) / samples_per_class
     s = jnp.minimum(r, 1 / r)
     if num_classes != 3:

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
 from ufm_jax._products import matmul
-from ufm_jax.theory.minima import simplex_etf
+from ufm_jax.theory.minima import cross_entropy_minimum, simplex_etf
 
 _BISECTIONS = 200
 """Halvings of an interval: more than the digits of a float64 of any size between 1e-30 and 1e30."""
@@ -122,9 +122,12 @@ def regularized_margin(
         >>> print(ufm.theory.regularized_margin(10, 5, weight_decay=1.0, feature_decay=1.0))
         0.0
     """
-    q = _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
+    return _margin(_slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha), num_classes)
+
+
+def _margin(q: jax.Array, num_classes: int) -> jax.Array:
+    """`log((K-1)(1-q)/q)` below `q = (K-1)/K`; beyond, 0 and its derivative too."""
     limit = (num_classes - 1) / num_classes
-    # Where q >= limit the margin is 0, and its derivative too.
     inside = jnp.where(q < limit, q, limit)
     return jnp.where(q < limit, jnp.log((num_classes - 1) * (1 - inside)) - jnp.log(inside), 0)
 
@@ -409,9 +412,7 @@ def nonnegative_cross_entropy_minimum(
     _checks.positive("class_sizes", class_sizes)
     k, total = len(sizes), jnp.sum(sizes)
     limit = (k - 1) / k
-    t = total * lam * jnp.sqrt(limit / sizes)
-    inside = jnp.where(t < limit, t, limit)
-    m = jnp.where(t < limit, jnp.log((k - 1) * (1 - inside) / inside), 0)
+    m = _margin(total * lam * jnp.sqrt(limit / sizes), k)
     losses = sizes / total * jnp.log1p((k - 1) * jnp.exp(-m))
     return jnp.sum(losses + lam * jnp.sqrt(limit * sizes) * m)
 
@@ -441,11 +442,10 @@ def layer_peeled_minimum(
 
     Reference: Fang et al., *Exploring Deep Neural Networks via Layer-Peeled Model*, PNAS 2021.
     """
-    _checks.at_least("num_classes", num_classes, 2)
     tau = _root_of_product(
         _positive("weight_energy", weight_energy), _positive("feature_energy", feature_energy)
     )
-    return jnp.log1p((num_classes - 1) * jnp.exp(-num_classes * tau / (num_classes - 1)))
+    return cross_entropy_minimum(num_classes, tau)
 
 
 def minority_collapse_threshold(
