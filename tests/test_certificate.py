@@ -266,6 +266,31 @@ class TestGap:
         differences = (gap(1e-6)[0] - gap(-1e-6)[0]) / 2e-6
         np.testing.assert_allclose(gap(0.0)[1], differences, rtol=1e-6)
 
+    @pytest.mark.parametrize("labels", [EQUAL, UNEQUAL])
+    def test_it_is_the_best_of_three_bounds(self, labels):
+        """As docs/landscape.md has them: of Z, of Z with the mean multipliers, and of Z scaled by these."""
+        won = set()
+        for seed in range(6):
+            problem = problem_at(2.0, labels)
+            around = problem.random_point(jax.random.key(seed), K)
+            frame = jnp.eye(K)
+            for closeness in (0.0, 0.6, 0.95):
+                point = jax.tree.map(
+                    lambda x, y, c=closeness: ufm.manifolds.normalize((1 - c) * x + c * y),
+                    around,
+                    ufm.Point(frame, frame[labels]),
+                )
+                Z = landscape.certificate_matrix(problem, point)
+                bounds = three_bounds(Z)
+                won.add(int(np.argmin(bounds)))
+                np.testing.assert_allclose(
+                    landscape.optimality_gap(problem, point),
+                    2.0 * max(0, min(bounds)),
+                    rtol=1e-9,
+                    atol=1e-14,
+                )
+        assert len(won) > 1
+
 
 @functools.cache
 def at_sign_patterns(num_classes, samples, dim):
@@ -302,31 +327,6 @@ def check_a_sign_pattern(num_classes, samples, dim, seed):
     smallest = dense_hessian(problem, point)[0]
     np.testing.assert_allclose(curvature, smallest, rtol=1e-10)
     np.testing.assert_allclose(as_product, smallest, rtol=1e-9)
-
-    @pytest.mark.parametrize("labels", [EQUAL, UNEQUAL])
-    def test_it_is_the_best_of_three_bounds(self, labels):
-        """As docs/landscape.md has them: of Z, of Z with the mean multipliers, and of Z scaled by these."""
-        won = set()
-        for seed in range(6):
-            problem = problem_at(2.0, labels)
-            around = problem.random_point(jax.random.key(seed), K)
-            frame = jnp.eye(K)
-            for closeness in (0.0, 0.6, 0.95):
-                point = jax.tree.map(
-                    lambda x, y, c=closeness: ufm.manifolds.normalize((1 - c) * x + c * y),
-                    around,
-                    ufm.Point(frame, frame[labels]),
-                )
-                Z = landscape.certificate_matrix(problem, point)
-                bounds = three_bounds(Z)
-                won.add(int(np.argmin(bounds)))
-                np.testing.assert_allclose(
-                    landscape.optimality_gap(problem, point),
-                    2.0 * max(0, min(bounds)),
-                    rtol=1e-9,
-                    atol=1e-14,
-                )
-        assert len(won) > 1
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,17 @@ def test_a_damaged_newest_falls_back_and_says_so(saved, damage, capsys):
     assert "the checkpoint after epoch 3 is damaged" in capsys.readouterr().err
 
 
+def test_a_digest_that_differs_is_damage(saved, capsys):
+    """Where Orbax reads what is there without complaint."""
+    files = [f for f in (saved / "3" / "digest").rglob("*") if f.is_file()]
+    (file,) = (f for f in files if b"sha256" in f.read_bytes())
+    said = file.read_text()
+    digest = said.split('"sha256": "')[1][:64]
+    file.write_text(said.replace(digest, "0" * 64))
+    assert_is(reopened(saved), 2)
+    assert "its digest differs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "like", [{"a": np.zeros(2), "b": [np.zeros(1), np.zeros(1)]}, tree(0) | {"c": np.zeros(1)}]
 )
@@ -78,6 +89,15 @@ def test_what_is_no_damage_leaves_checkpoints_alone(saved, monkeypatch, error):
     assert_is(reopened(saved), 3)
 
 
-def test_a_checkpoint_is_due_when_its_time_has_passed(tmp_path):
-    assert not Checkpoints(tmp_path / "run", seconds=1000).due()
+def test_a_checkpoint_is_due_when_its_time_has_passed(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    checkpoints = Checkpoints(tmp_path / "run", seconds=10)
     assert Checkpoints(tmp_path / "run", seconds=0).due()
+    for time in (109.0, 111.0, 112.0, 120.5, 121.5):
+        clock[0] = time
+        due = checkpoints.due()
+        assert due == (time in (111.0, 121.5))
+        if due:
+            checkpoints.save(int(time), tree(1))
+    checkpoints.close()

@@ -52,14 +52,28 @@ def test_a_damaged_file_counts_as_missing_and_is_named(store, damage, tmp_path, 
 
 
 def test_a_chunk_half_written_is_no_chunk(store, tmp_path, monkeypatch):
-    def killed(file, **arrays):
-        file.write(b"PK")
+    def killed(_):  # Its content is on its way to the disk.
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "savez", killed)
+    monkeypatch.setattr("os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         store["6-8"] = CHUNK
-    assert list(ChunkFolder(tmp_path / "sweep")) == ["0-2", "3-5"]
+    assert sorted(f.name for f in (tmp_path / "sweep").iterdir()) == ["0-2.npz", "3-5.npz"]
+
+
+@pytest.mark.parametrize("what", ["code", "jax", "device", "config"])
+def test_what_another_version_has_begun_is_not_gone_on_with(what, monkeypatch, tmp_path):
+    config = fig9.Config(out=tmp_path)
+    before = writing.run_folder(config, "fig9")
+    if what == "code":
+        monkeypatch.setattr(writing, "_code_digest", lambda: "another")
+    elif what == "jax":
+        monkeypatch.setattr(writing.jax, "__version__", "0.99")
+    elif what == "device":
+        monkeypatch.setattr(writing.jax, "default_backend", lambda: "tpu")
+    else:
+        config = fig9.Config(out=tmp_path, tau=(2.0,))
+    assert writing.run_folder(config, "fig9") != before
 
 
 def test_a_chunk_that_cannot_be_opened_is_not_lost(store, monkeypatch):

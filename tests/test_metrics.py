@@ -44,14 +44,20 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in CASES
+        for dtype in (np.float32, np.float64)
+        # Rounding to float32 makes the means differ: nothing is deficient any more.
+        if (name, dtype) != ("rank_deficient_means", np.float32)
+    ],
+)
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=15)
 def test_metrics_equal_scipy(name, dtype, seed):
     w, h, labels = case(name, seed, dtype)
-    if name == "rank_deficient_means" and dtype == np.float32:
-        return  # Rounding to float32 makes the means differ: nothing is deficient any more.
     ours = (
         metrics.nc1(jnp.asarray(h), jnp.asarray(labels), 5),
         metrics.nc2(jnp.asarray(w)),

@@ -15,6 +15,16 @@ from experiments.harness.experiment import all_experiments
 ROOT = Path(__file__).parent.parent
 
 
+def test_every_test_is_collected():
+    """None is hidden in a function, where pytest does not look."""
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                inside = {x.name for x in ast.walk(function) if isinstance(x, ast.FunctionDef)}
+                hidden = [name for name in inside - {function.name} if name.startswith("test_")]
+                assert not hidden, (file.name, function.name, hidden)
+
+
 def test_importing_the_library_is_light():
     code = "import sys, ufm_jax; print(*sys.modules)"
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True, cwd="/").split())

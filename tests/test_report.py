@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import typing
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -202,7 +203,7 @@ def other(value, kind):
         return value / "it's elsewhere"
     choices = [choice for choice in typing.get_args(kind) if choice != value]
     if isinstance(value, str) or choices:
-        return choices[0] if choices else value
+        return choices[0] if choices else f"{value}another"
     return not value if isinstance(value, bool) else value + 3 if isinstance(value, int) else value / 3
 
 
@@ -289,6 +290,23 @@ def docs(tmp_path):
         '[fig9.paper]\nfails = ["script"]\nremark = "As said."\n[fig3.paper]\nfails = []\nremark = "Old."\n'
     )
     return tmp_path / "docs"
+
+
+def test_the_record_keeps_networks_that_are_not_made_again_in_minutes(folder, docs):
+    kept = next((ROOT / "docs" / "record" / "networks").glob("cifar10-*.npz"))
+    (folder / "networks").mkdir()
+    shutil.copy(kept, folder / "networks" / kept.name)
+    digits = folder / "networks" / "digits.npz"
+    with zipfile.ZipFile(kept) as source, zipfile.ZipFile(digits, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "network.json":
+                content = content.replace(b'"cifar10"', b'"digits"')
+            target.writestr(name, content)
+    assert record.main(["--results", str(folder), "--docs", str(docs)]) == 0
+    assert [file.name for file in (docs / "record" / "networks").iterdir()] == [kept.name]
+    assert (docs / "record" / "networks" / kept.name).read_bytes() == kept.read_bytes()
+    shutil.rmtree(folder / "networks")
 
 
 def test_the_record_keeps_what_the_runs_came_to(folder, docs, capsys):

@@ -92,9 +92,20 @@ def test_a_network_equals_pytorch(architecture, width, image, bias, small, monke
             np.testing.assert_allclose(ours_there[...], expected, atol=5e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("architecture", "expected"), [("resnet18", 11_220_032), ("resnet50", 23_705_152)])
+def test_the_stride_of_a_bottleneck_is_that_of_its_middle_kernel():
+    """As torchvision has it, where He et al. had it in the first."""
+    assert resnet.Bottleneck._convolutions(8, 2, 2) == [(8, 2, 1, 1), (2, 2, 3, 2), (2, 8, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [("resnet18", 11_220_032), ("resnet34", 21_328_192), ("resnet50", 23_705_152)],
+)
 def test_parameter_counts_at_the_paper_size(architecture, expected):
-    """For 100 classes without bias: 11,173,962 - 5,130 + 51,200 and 23,520,842 - 20,490 + 204,800."""
+    """For 100 classes without bias: 11,173,962 - 5,130 + 51,200 and 23,520,842 - 20,490 + 204,800.
+
+    And torchvision's ResNet-34, 21,797,672 - 513,000 + 51,200, whose first kernel is 7x7: - 9,408 + 1,728.
+    """
     shapes = nnx.eval_shape(lambda: ResNet(architecture, 100, rngs=nnx.Rngs(0)))
     assert count(shapes) == expected
     assert shapes.W.shape == (100, shapes.dim)

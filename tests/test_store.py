@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import pytest
 from experiments.harness import cli, reading, status, store
 from experiments.harness.store import Network, Store
 from experiments.networks import fig6, fig10, settings, table2, trainer
-from nets import datasets, resnet, training
+from nets import convolution, datasets, resnet, training
+from ufm_jax import losses, streaming
+from ufm_jax.riemannian import manifolds, transforms
 
 ROOT = Path(__file__).parent.parent
 RECIPE = training.Recipe(epochs=4, batch_size=15)
@@ -48,22 +51,28 @@ def tiny(monkeypatch):
         needed = [settings.network(config, setup, 7, tau) for tau in taus]
 
         def counted(program):
-            def call(*arguments):
+            def call(data, state, seed, epoch):
                 nonlocal trained
-                if trained == stop:
-                    raise KeyboardInterrupt
-                trained += 1
-                return program(*arguments)
+                with lock:
+                    if stop is not None and trained >= stop:
+                        raise KeyboardInterrupt
+                    trained += 1
+                assert int(seed) == 7
+                calls.append(int(epoch))
+                return program(data, state, seed, epoch)
 
             return call
 
-        trained = 0
+        trained, lock = 0, threading.Lock()
+        calls.clear()
         try:
             found = trainer.train(config, needed, lambda *_: None, around=counted)
         except (KeyboardInterrupt, trainer._Stopped):
             return None, trained
         return trainer.stacked(found, len(taus)), trained
 
+    calls: list[int] = []
+    train.epochs = calls
     return train
 
 
@@ -131,6 +140,8 @@ def test_figures_share_what_is_the_same_network():
 def test_networks_that_were_stopped_continue_and_finished_ones_stay(tiny, tmp_path):
     whole, trained = tiny(tmp_path / "whole", 0.5, 1.0, 5.0)
     assert trained == 12
+    assert sorted(tiny.epochs) == sorted([0, 1, 2, 3] * 3)
+    assert len(set(whole["nc1"][:, -1])) == 3  # The temperature makes a difference.
     assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=6)[0] is None
     assert tiny(tmp_path / "stopped", 1.0, 5.0, stop=1)[0] is None
     found, trained = tiny(tmp_path / "stopped", 0.5, 1.0, 5.0)
@@ -181,12 +192,16 @@ def test_a_network_that_another_run_trains_is_left_to_it(tiny, tmp_path, monkeyp
     ):
         process.stdout.read(1)
         waiting = run.submit(tiny, tmp_path, 1.0, 5.0)
-        while not list(networks.glob("*tau-5-*.npz")):
+        deadline = time.monotonic() + 300
+        try:
+            while not list(networks.glob("*tau-5-*.npz")):
+                assert not waiting.done()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             assert not waiting.done()
-            time.sleep(0.01)
-        assert not waiting.done()
-        assert not list(networks.glob("*tau-1-*.npz"))
-        process.kill()
+            assert not list(networks.glob("*tau-1-*.npz"))
+        finally:
+            process.kill()  # Else `run` would wait for ever.
         found, trained = waiting.result()
     assert trained in (4 + 2, 4 + 3)  # The checkpoint after the second epoch may have come too late.
     assert_same(found, tiny(tmp_path / "whole", 1.0, 5.0)[0])
@@ -300,10 +315,31 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     assert makers == (["0.99"] if state == "finished" else ["0.99", jax.__version__])
 
 
-def test_all_that_draws_the_data_counts_as_code():
-    assert training.draw.__module__ == "nets.training"
-    assert Path(training.__file__) in store._DECIDING
-    assert Path(datasets.__file__) in store._DECIDING
+def test_all_that_decides_a_network_counts_as_code(monkeypatch, tmp_path):
+    """What draws the data, the network, its loss, its optimizer, and the metrics."""
+    metrics_of = [training.ufm.metrics.collapse, training.ufm.metrics.passes]
+    for module in (
+        training,
+        datasets,
+        resnet,
+        convolution,
+        losses,
+        streaming,
+        manifolds,
+        transforms,
+        *metrics_of,
+    ):
+        assert Path(module.__file__) in store._DECIDING, module
+    digest = store.code_digest()
+    file = tmp_path / "losses.py"
+    file.write_text(Path(losses.__file__).read_text() + "\nMORE = 1\n")
+    others = [file if x == Path(losses.__file__) else x for x in store._DECIDING]
+    monkeypatch.setattr(store, "_DECIDING", others)
+    store.code_digest.cache_clear()
+    try:
+        assert store.code_digest() != digest
+    finally:
+        store.code_digest.cache_clear()
 
 
 def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from tests.shared.formulas import (
 )
 from tests.shared.marks import few
 from ufm_jax import streaming
+from ufm_jax.metrics import classes
 
 K = 100
 
@@ -192,6 +193,23 @@ def test_passes_cannot_be_taken_in_the_wrong_order():
         first.second_pass(jnp.eye(4))
     with pytest.raises(ValueError, match="bias needs W"):
         first.second_pass(bias=jnp.ones(3))
+
+
+def test_a_class_that_was_left_out_is_no_sample_of_its_neighbour():
+    features = np.random.default_rng(0).normal(size=(5, 3))
+    first = streaming.first_pass(3, 3, "float64").add(features, [0, 0, 2, 2, 2])
+    second = first.second_pass(absent="skip").add(features, [0, 0, 2, 2, 1])
+    with pytest.raises(ValueError, match="the first saw 5 and the second 5, or others of some class"):
+        second.metrics()
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 3)])
+def test_sums_by_class_are_the_same_where_one_hot_rows_would_be_too_large(shape, monkeypatch):
+    values, labels = np.random.default_rng(0).normal(size=shape), jnp.array([0, 2, 2, 1, 0, 2, 2])
+    by_product = classes.by_class(jnp.asarray(values), labels, 4)
+    monkeypatch.setattr(classes, "_MOST_ONE_HOT", 0)
+    np.testing.assert_allclose(classes.by_class(jnp.asarray(values), labels, 4), by_product, rtol=1e-14)
+    np.testing.assert_allclose(by_product[2], values[[1, 2, 5, 6]].sum(0), rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["abc", "float16", object])

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import ufm_jax as ufm
-from experiments.networks import fig10, settings, trainer
+from experiments.networks import fig4, fig10, settings, table2, trainer
 from experiments.speed.peers import pytorch_networks
 from nets import datasets, resnet, training
 from tests.shared.pytorch_numbers import arrays, copy_weights
@@ -79,9 +79,83 @@ def test_an_epoch_is_a_step_for_each_batch_and_a_smaller_last_one(samples, start
     assert state.rest["tau"][...] == 2
 
 
-def test_measurements_are_those_of_the_features_at_inference(samples, start):
-    found = program(training.evaluate, setup())(samples, start)
-    network = nnx.merge(training._graph(setup(), samples), start.params, start.rest)
+def test_two_steps_are_sgd_with_momentum_on_batch_statistics(samples, start):
+    """Against the formulas, with gradients of a loss that is written here."""
+    graph = training._graph(setup(), samples)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def slope(params, rest, batch):
+        network = nnx.merge(graph, params, rest, copy=True)
+        images = (samples.images[batch] / 255.0 - samples.mean) / samples.deviation
+        logits, _ = network(images.astype(np.float32), training=True)
+        of_label = jax.nn.log_softmax(logits)[jnp.arange(len(batch)), samples.labels[batch]]
+        return -jnp.mean(of_label), nnx.state(network, nnx.Not(nnx.Param))
+
+    state, params, rest = start, start.params, start.rest
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for batch in jnp.arange(32).reshape(2, 16):
+        gradient, rest = slope(params, rest, batch)
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda x, v: x - 0.05 * v, params, velocity)
+        params["W"][...] = ufm.manifolds.normalize(params["W"][...])
+        state, _ = program(training.train_step, setup())(samples, state, batch)
+    for found, expected in [(state.params, params), (state.rest, rest)]:
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+
+
+def test_an_epoch_draws_its_own_order(samples, monkeypatch):
+    """Of all samples, by the seed and the epoch, unless the setup says not to shuffle."""
+    batches = []
+
+    def step(of, data, state, batch):
+        jax.debug.callback(lambda x: batches.append(np.asarray(x)), batch, ordered=True)
+        return state, jnp.zeros(())
+
+    monkeypatch.setattr(training, "train_step", step)
+    orders = {}
+    for name, of, seed, epoch in [
+        ("first", setup(), 5, 2),
+        ("again", setup(), 5, 2),
+        ("epoch", setup(), 5, 3),
+        ("seed", setup(), 6, 2),
+        ("not shuffled", setup(shuffle=False), 5, 2),
+    ]:
+        batches.clear()
+        training.train_epoch(of, samples, jnp.zeros(()), seed, epoch)
+        jax.effects_barrier()
+        assert [len(x) for x in batches] == [16, 16, 8]
+        orders[name] = np.concatenate(batches).tolist()
+        assert sorted(orders[name]) == list(range(40))
+    assert orders["first"] == orders["again"]
+    assert orders["not shuffled"] == list(range(40))
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_the_test_set_is_drawn_and_labels_are_random_where_asked_for():
+    plain, test = training.draw("synthetic", 4, False, 3, tested=True)
+    (dealt,) = training.draw("synthetic", 4, True, 3, tested=False)
+    np.testing.assert_array_equal(test.images, datasets.load("synthetic", "test").images)
+    np.testing.assert_array_equal(test.mean, plain.mean)
+    np.testing.assert_array_equal(dealt.images, plain.images)
+    assert np.mean(dealt.labels == plain.labels) < 0.5
+    assert all(network.random_labels for network in fig4.needed(fig4.Config()))
+    assert not any(network.random_labels for network in fig10.needed(fig10.Config()))
+    for variant, samples_per_class in [("paper", 0), ("released", 0), ("released", 4)]:
+        config = table2.Config(variant=variant, samples_per_class=samples_per_class)
+        for network in table2.needed(config):
+            assert network.tested
+            assert network.setup.released == (variant == "released")
+            assert network.setup.shuffle == (variant == "paper" or samples_per_class > 0)
+
+
+def test_measurements_are_those_of_the_features_at_inference(samples):
+    of = setup(released=True)  # With a bias.
+    start = program(training.init, of)(samples, 0, 2.0)
+    start.params["bias"][...] = jnp.linspace(-1, 1, 10, dtype="float32")
+    found = program(training.evaluate, of)(samples, start)
+    network = nnx.merge(training._graph(of, samples), start.params, start.rest)
     images = (np.asarray(samples.images) / 255 - samples.mean) / samples.deviation
     logits, features = nnx.jit(lambda network, images: network(images))(network, images)
     W = network.W[...]
@@ -89,6 +163,7 @@ def test_measurements_are_those_of_the_features_at_inference(samples, start):
         "nc1": ufm.metrics.nc1(features, samples.labels, 10),
         "nc2": ufm.metrics.nc2(W),
         "nc3": ufm.metrics.nc3(W, features, samples.labels),
+        "nc4": ufm.metrics.nc4(W, features, samples.labels, bias=network.bias[...]),
         "accuracy": np.mean(np.argmax(logits, -1) == samples.labels),
     }
     for name, value in expected.items():
