@@ -118,6 +118,8 @@ def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
     x, there = names["nearest"].point, names["there"]
     normal = x / jnp.array([9.0, 4.0, 1.0])
     np.testing.assert_allclose(jnp.cross(x - there, normal), 0, atol=1e-7)
+    ahead, back = (names["nearest_to"](there + t * names["towards"]) for t in (1e-5, -1e-5))
+    np.testing.assert_allclose(names["move"], (ahead - back) / 2e-5, atol=1e-7)
     assert names["steps"]["balanced"] < 0.6 * names["steps"]["plain"]
     assert names["result"].status == names["both_legs"].status == ufm.Status.CONVERGED
     assert names["both_legs"].steps < names["steps"]["balanced"] / 2
