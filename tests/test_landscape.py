@@ -472,3 +472,15 @@ def test_focal_losses_without_second_derivatives_at_one_have_a_spectrum(gamma, d
 
     found = jax.jit(jax.vmap(smallest))(jnp.array([1.0, 20.0, 60.0], dtype))
     np.testing.assert_allclose(found, 0, atol={"float32": 1e-6, "float64": 1e-13}[dtype])
+
+
+def test_the_tolerance_of_a_certificate_decides_what_is_critical():
+    labels = ufm.balanced_labels(3, 2)
+    problem, W = ufm.normalized(labels, 3), ufm.theory.simplex_etf(3, 4)
+    point = ufm.Point(W, W[labels])
+    tangent = problem.manifold.random_tangent(jax.random.key(0), point)
+    near = problem.manifold.retract(point, jax.tree.map(lambda x: 1e-2 * x, tangent))
+    found = {t: ufm.landscape.certify(problem, near, tolerance=t) for t in (1e-6, 0.1)}
+    assert 1e-6 < found[0.1].gradient_norm < 0.1
+    assert [bool(x.is_critical) for x in found.values()] == [False, True]
+    assert [bool(x.is_global_minimum) for x in found.values()] == [False, True]

@@ -885,3 +885,44 @@ def test_an_objective_may_be_a_dataclass_with_data():
 def test_likely_mistakes_are_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(ufm.Objective(lambda x: jnp.sum(x**2), Euclidean()), jnp.ones(2))
+
+
+def test_what_a_solver_is_told_makes_a_difference():
+    """Each argument in the direction that its docstring says, on Rosenbrock's function."""
+
+    def rosenbrock(x):
+        return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+    objective, start = ufm.Objective(rosenbrock, Euclidean()), jnp.linspace(-1, 1, 8)
+
+    def run(solver, steps=6):
+        return ufm.minimize(objective, start, solver, max_steps=steps, tolerance=0)
+
+    def inner_steps(**arguments):
+        return int(run(ufm.solvers.trust_region(max_radius=100.0, **arguments), 1).state.inner_steps)
+
+    assert inner_steps(kappa=0.9) < inner_steps(kappa=1e-3)
+    assert inner_steps(kappa=0.9, max_inner=1) == 1
+    assert inner_steps(kappa=0.9, min_inner=4) >= 4 > inner_steps(kappa=0.9, min_inner=0)
+    # A step to 1 that is to lower this cost by 1 lowers it by 0.15.
+    flat = ufm.Objective(lambda x: jnp.sum(0.85 * x**4 - x), Euclidean())
+    for rho_prime, end in [(0.1, 1), (0.2, 0)]:
+        solver = ufm.solvers.trust_region(rho_prime=rho_prime, initial_radius=1.0, max_radius=1.0)
+        assert ufm.minimize(flat, jnp.zeros(1), solver, max_steps=1).point == end
+    # With full caution no pair enters, and the steps are those of steepest descent, of another length.
+    never = run(ufm.solvers.lbfgs(caution=1.0))
+    assert never.value > 2 * run(ufm.solvers.lbfgs()).value
+    assert run(ufm.solvers.lbfgs(1)).value != run(ufm.solvers.lbfgs(10)).value
+    for search in (ufm.solvers.adaptive, ufm.solvers.unit_step, ufm.solvers.backtracking):
+        usual = run(ufm.solvers.gradient_descent(search())).point
+        for arguments in (
+            {"contraction_factor": 0.3},
+            {"sufficient_decrease": 0.99},
+            {"max_iterations": 0},
+        ):
+            other = run(ufm.solvers.gradient_descent(search(**arguments))).point
+            assert not np.allclose(other, usual), (search, arguments)
+    usual = run(ufm.solvers.gradient_descent()).point
+    for arguments in ({"optimism": 1.1}, {"initial_step_size": 0.37}):
+        other = run(ufm.solvers.gradient_descent(ufm.solvers.backtracking(**arguments))).point
+        assert not np.allclose(other, usual), arguments
