@@ -107,7 +107,9 @@ class FirstPass(NamedTuple):
             ValueError: a class has no sample (checked outside `jit`), or W or the bias do not fit.
         """
         kept = kept_classes(self.sums.counts, absent)
-        sums = jax.tree.map(lambda x: x[kept], self.sums)
+        sums = self.sums
+        if len(kept) < len(sums.counts):
+            sums = jax.tree.map(lambda x: x[kept], sums)
         num_classes, dtype = len(self.sums.counts), self.sums.sums.dtype
         centres = centres_of(sums)
         if W is None and bias is not None:

@@ -303,13 +303,16 @@ class Manifold:
                 )
 
 
+def _is_manifold(x: object) -> bool:
+    return isinstance(x, Manifold)
+
+
 def _check_branches(prefix: Tree, point: Tree, name: str) -> None:
     """Raises ValueError where a tree of manifolds or of weights is no prefix of the point."""
-    is_leaf = lambda x: isinstance(x, Manifold)  # noqa: E731
     try:
-        jax.tree.broadcast(prefix, point, is_leaf=is_leaf)
+        jax.tree.broadcast(prefix, point, is_leaf=_is_manifold)
     except ValueError:
-        wanted, found = jax.tree.structure(prefix, is_leaf=is_leaf), jax.tree.structure(point)
+        wanted, found = jax.tree.structure(prefix, is_leaf=_is_manifold), jax.tree.structure(point)
         raise ValueError(f"the point must branch as its {name}, {wanted}, but is {found}.") from None
 
 
@@ -552,7 +555,7 @@ class Product(Manifold):
             lambda manifold, *branches: getattr(manifold, method)(*branches),
             self.manifolds,
             *trees,
-            is_leaf=lambda x: isinstance(x, Manifold),
+            is_leaf=_is_manifold,
         )
 
     def _branches(self, method: str, *trees: Tree) -> list:
@@ -560,7 +563,7 @@ class Product(Manifold):
         return jax.tree.leaves(self._map(method, *trees))
 
     def random_point(self, key: jax.Array, like: Tree) -> Tree:
-        leaves, treedef = jax.tree.flatten(self.manifolds, is_leaf=lambda x: isinstance(x, Manifold))
+        leaves, treedef = jax.tree.flatten(self.manifolds, is_leaf=_is_manifold)
         keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
         return self._map("random_point", keys, like)
 
@@ -606,8 +609,8 @@ class Product(Manifold):
         return sum(x**2 for x in self._branches("typical_distance", point)) ** 0.5
 
     def check_point(self, point: Tree) -> None:
-        for manifold in jax.tree.leaves(self.manifolds, is_leaf=lambda x: isinstance(x, Manifold)):
-            if not isinstance(manifold, Manifold):
+        for manifold in jax.tree.leaves(self.manifolds, is_leaf=_is_manifold):
+            if not _is_manifold(manifold):
                 raise ValueError(f"a Product is of manifolds such as Oblique(), but has {manifold!r}.")
         _check_branches(self.manifolds, point, "manifolds")
         self._map("check_point", point)
