@@ -92,6 +92,7 @@ clean:  ## Remove the environment and caches, keep results
 	rm -rf $(VENV) .venv-3.* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Ready means: a Python that still runs, and every package of these two files installed.
+$(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(READY))
 $(READY): pyproject.toml constraints.txt
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then \
@@ -105,7 +106,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "error: no Python 3.11 or newer found; name one with 'make PYTHON=/path/to/python ...'." >&2; \
 	  exit 2; \
 	fi; \
-	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $$python -m venv --clear $(VENV); fi
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then "$$python" -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -23,8 +23,14 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Some who start it give it no streams.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # Who reads has read enough, as `head`.
+        os._exit(0)
     except Exception:
         traceback.print_exc()
         code = 1

@@ -231,6 +231,7 @@ def test_a_point_of_lower_rank_has_one(below, rank, holds):
         (["fig9", "fig10"], "unexpected 'fig10': fields are given as --field value, several"),
         (["fig9", "--trials", "many"], "--trials takes one integer, but got 'many'."),
         (["fig9", "--trials", "10", "20"], "--trials takes one integer, but got also '20'."),
+        (["fig9", "--num-classes", "3", "4"], "--num-classes takes one integer, but got also '4'."),
         (["fig9", "--quiet", "true"], "--quiet takes no value, but got also 'true'."),
         (["fig9", "--quiet=false", "--seed", "1"], "--quiet takes no value, but got also 'false'."),
         (["fig11", "--at_tau", "-1"], "at_tau must be positive and finite, but is -1.0."),
@@ -348,6 +349,7 @@ def test_an_interrupted_run_leaves_no_result_but_what_it_continues_from(stop, tm
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     begun = ""
@@ -394,6 +396,62 @@ def test_runs_that_end_together_leave_one_whole_result(tmp_path):
             run.result()
     assert [file.name for file in tmp_path.iterdir()] == ["fig9"]
     assert (tmp_path / "fig9" / "a").read_text() == (tmp_path / "fig9" / "b").read_text()
+
+
+def test_an_interrupt_between_the_two_renames_keeps_the_earlier_result(tmp_path, monkeypatch):
+    with writing._replacing(tmp_path / "fig9") as folder:
+        (folder / "which").write_text("earlier")
+    rename = Path.rename
+
+    def interrupted(self, target):
+        if Path(target) == tmp_path / "fig9" and self.name.startswith(".fig9-"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing._replacing(tmp_path / "fig9") as folder:
+        (folder / "which").write_text("later")
+    assert (tmp_path / "fig9" / "which").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("what", ["a file", "a link"])
+def test_what_is_no_result_is_not_replaced(what, tmp_path, capsys):
+    if what == "a file":
+        (tmp_path / "fig9").write_text("my notes")
+    else:
+        (tmp_path / "fig9").symlink_to(tmp_path / "nowhere")
+    code, out, err = main(capsys, "fig9", "--out", tmp_path, *SMALL["fig9"])
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: cannot write results into '{tmp_path}/fig9': it is a file, or a link to nothing.\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["fig9"]
+
+
+def test_a_reader_who_has_read_enough_is_no_failure():
+    reading, writing_end = os.pipe()
+    os.close(reading)
+    for arguments in ([], ["fig9", "--help"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "experiments", *arguments],
+            cwd=ROOT,
+            stdout=writing_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+    os.close(writing_end)
+
+
+def test_what_a_shell_sends_to_the_background_is_not_interrupted(monkeypatch):
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with cli._remembered_interrupt() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):

@@ -290,7 +290,7 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
 
     Args:
         problem: of `ufm_jax.normalized` with a loss that says that it is convex: cross entropy, label
-            smoothing, and those marked by `ufm_jax.losses.convex`. Classes of any size.
+            smoothing, the squared error, and those marked by `ufm_jax.losses.convex`. Classes of any size.
         point: `Point(W=(K, d), H=(N, d))` on the spheres.
         tolerance: the most that `gradient_norm` and `-margin` may be, relative; the fourth root of the
             machine epsilon if None (1.2e-4 in float64, 0.019 in float32). The margins of saddles shrink
@@ -726,7 +726,7 @@ def _check_convex(problem: Problem) -> None:
     if not losses.is_convex(problem.loss):
         raise ValueError(
             "a certificate needs a loss that says that it is convex in the logits: cross entropy, label "
-            "smoothing, or one marked by `ufm.losses.convex`."
+            "smoothing, the squared error, or one marked by `ufm.losses.convex`."
         )
 
 

@@ -77,7 +77,7 @@ def _field_before(value: str, arguments: Sequence[str]) -> str | None:
 
 def _what_it_takes(kind: type, field: str) -> str:
     """How many values of which kind a field of the dataclass `kind` takes, in words."""
-    type_name = str(get_type_hints(kind).get(field))
+    type_name = str(get_type_hints(kind).get(field.replace("-", "_")))
     if "bool" in type_name:
         return "no value"
     what = "integer" if "int" in type_name else "number" if "float" in type_name else "value"

@@ -103,9 +103,11 @@ def main(arguments: Sequence[str]) -> int:
         if experiment.networks is not None:
             store.check_kept(config.out, experiment.networks(config), config.reuse)
         if processes.is_first():
-            writing.check_writable(config.out)
+            writing.check_writable(config.out / experiment.name)
     except ValueError as error:
         return _bad_input(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _bad_input(f"cannot write results into '{error.filename}': {error.strerror}.")
     try:
@@ -290,7 +292,9 @@ def _remembered_interrupt() -> Iterator[Callable[[], None]]:
         if pressed:
             raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.SIG_IGN:  # As a shell starts what goes on in the background.
+        signal.signal(signal.SIGINT, remember)
     try:
         yield check
     finally:

@@ -43,7 +43,7 @@ digest of its `data`, of a network that is tested also of its `test_data`.
 """
 
 _DECIDING = [
-    *sorted(Path(nets.__path__[0]).glob("*.py")),
+    *sorted(Path(nets.__path__[0]).glob("[!.]*.py")),
     *(
         Path(ufm_jax.__path__[0], f"{name}.py")
         for name in (
@@ -51,7 +51,7 @@ _DECIDING = [
             *("riemannian/manifolds", "riemannian/transforms"),
         )
     ),
-    *sorted(Path(ufm_jax.__path__[0], "metrics").glob("*.py")),
+    *sorted(Path(ufm_jax.__path__[0], "metrics").glob("[!.]*.py")),
 ]
 """The modules that decide a network's numbers."""
 
@@ -161,12 +161,12 @@ class Store:
     def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
         """The checkpoints of a network, and its record as this code begins or continues it."""
         record = read_record(self._begun(network))
-        if record is None:  # Then nobody knows who made the checkpoints.
-            if self._begun(network).exists():
-                print(
-                    f"\n'{self._begun(network)}' is damaged: the network is trained from its start.",
-                    file=sys.stderr,
-                )
+        if record is None and self._begun(network).exists():
+            print(
+                f"\n'{self._begun(network)}' is damaged: the network is trained from its start.",
+                file=sys.stderr,
+            )
+        if record is None or not record["epochs"]:  # Nobody knows who made checkpoints, or there are none.
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
             record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
             record |= _digests(network.dataset, network.tested)
@@ -210,7 +210,7 @@ def check_kept(out: Path, networks: Sequence[Network], reuse: bool) -> None:
     With `reuse` the same message goes to stderr instead.
     """
     store = Store(out)
-    kept = [record for network in networks if (record := store.record(network)) is not None]
+    kept = [record for network in networks if (record := store.record(network)) and record["epochs"]]
     data = [(record["network"]["dataset"], record["network"]["tested"]) for record in kept]
     here = {which: _digests(*which) for which in data}
     by_others = [others(record, here[which]) for record, which in zip(kept, data, strict=True)]
@@ -303,13 +303,14 @@ def code_digest() -> str:
 
 
 def without_words(source: str) -> str:
-    """Source code without comments and docstrings, all laid out alike."""
+    """Source code without comments, docstrings and quotes, all laid out alike."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [x for x in body if not _is_docstring(x)]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
+    # Which quotes stand where depends on the version of Python.
+    return ast.unparse(tree).translate(str.maketrans("", "", "\\'\""))
 
 
 def _is_docstring(node: ast.stmt) -> bool:

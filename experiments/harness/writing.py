@@ -25,9 +25,12 @@ from experiments.harness import provenance
 from experiments.harness.experiment import LOCAL, Claim, Config, Data, Experiment
 
 
-def check_writable(out: Path) -> None:
-    """Makes the folder `out`, and raises OSError where results cannot be written into it."""
+def check_writable(folder: Path) -> None:
+    """Makes the folder above the result's `folder`, and raises OSError where it cannot be written there."""
+    out = folder.parent
     out.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, or a link to nothing", str(folder))
     with tempfile.TemporaryDirectory(dir=out, prefix=".check-"):
         pass
 
@@ -88,7 +91,7 @@ def _code_digest() -> str:
     """A digest of this code to the letter, as it was at the first call."""
     hasher = hashlib.sha256()
     for package in (ufm_jax, nets, experiments):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+        for file in sorted(Path(package.__path__[0]).rglob("[!.]*.py")):  # Editors leave others.
             hasher.update(file.read_bytes())
     return hasher.hexdigest()
 
@@ -111,7 +114,7 @@ def write_file(path: Path, content: bytes) -> None:
             Path(new.name).chmod(0o644)
             Path(new.name).replace(path)
         except BaseException:
-            Path(new.name).unlink()
+            Path(new.name).unlink(missing_ok=True)
             raise
 
 
@@ -156,7 +159,11 @@ def _replacing(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
                 folder.rename(old / folder.name)
-                new.rename(folder)
+                try:
+                    new.rename(folder)
+                except BaseException:
+                    (old / folder.name).rename(folder)
+                    raise
                 shutil.rmtree(old)
             else:
                 new.rename(folder)

@@ -42,8 +42,8 @@ def class_means(
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
         num_classes: K, at least 2.
-        global_mean: of all "samples", as Papyan, Han and Donoho have it, or the mean of the means of the
-            "classes"; None leaves the means as they are.
+        global_mean: of all "samples", or the mean of the means of the "classes", as Papyan, Han and
+            Donoho's notebook has it; None leaves the means as they are.
         absent: "skip" leaves out classes without a sample: there is a row for each of the others, in order.
 
     Returns:

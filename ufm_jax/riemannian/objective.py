@@ -45,7 +45,7 @@ class Objective:
         manifold: of `ufm_jax.manifolds`, or of one's own.
         scale: size of the largest numbers that the cost adds up, at least 0. A change of the cost of less
             than a few rounding units of `max(scale, |cost|)` is taken from slopes, which keep their digits.
-            None: the cost at the start of a run, and 1 if that is larger.
+            None: the size of the cost at the start of a run, but at most 1.
 
     Raises:
         ValueError: the cost is no function, the manifold is none, or the scale is negative.
