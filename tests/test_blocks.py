@@ -252,3 +252,10 @@ def test_a_block_of_nothing_is_refused():
     for make in (ufm.normalized, ufm.regularized, ufm.contrastive):
         with pytest.raises(ValueError, match="block_size must be finite and at least 1, but is 0"):
             make(LABELS, 4, block_size=0)
+
+
+def test_a_mesh_of_explicit_axes_is_refused():
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = Mesh(np.array(jax.local_devices()[:2]), ("x",), axis_types=explicit)
+    with pytest.raises(ValueError, match="the axes of the mesh must be Auto"):
+        ufm.sharding.shard_problem(ufm.normalized(ufm.balanced_labels(2, 2), 2), mesh)

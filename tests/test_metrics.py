@@ -323,3 +323,41 @@ def test_a_diverged_network_has_not_collapsed():
             decisions=True,
             progress=None,
         )
+
+
+@pytest.mark.parametrize("label", [-100, 2])
+def test_a_label_of_no_class_is_nan_under_jit(label):
+    features = jnp.array([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [0.0, 5.0], [9.0, 9.0]])
+    W, labels = jnp.eye(2), np.array([0, 0, 1, 1, label])
+    for measured in (
+        lambda labels: metrics.nc1(features, labels, 2),
+        lambda labels: metrics.cdnv(features, labels, 2),
+        lambda labels: metrics.class_means(features, labels, 2)[1],
+        lambda labels: metrics.nc3(W, features, labels),
+        lambda labels: ufm.streaming.measure(W, features, labels)["nc1"],
+    ):
+        assert np.all(np.isfinite(jax.jit(measured)(labels.clip(0, 1))))
+        assert np.any(np.isnan(jax.jit(measured)(labels)))
+
+
+def test_derivatives_of_distances_are_zero_at_collapse():
+    for K, d in [(4, 3), (4, 6)]:
+        W, labels = ufm.theory.simplex_etf(K, d), np.arange(K)
+        for distance in (metrics.nc2, lambda W, labels=labels: metrics.nc3(W, W, labels)):
+            assert distance(W) < 1e-12
+            assert np.all(np.isfinite(jax.grad(distance)(W)))
+    # Beside it they are those of finite differences.
+    W = metrics.class_means(jax.random.normal(jax.random.key(0), (3, 5)), np.arange(3), 3)
+    jax.test_util.check_grads(metrics.nc2, (W,), order=1, rtol=1e-6)
+
+
+def test_metrics_run_inside_a_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:2]), ("x",))
+    over = jax.sharding.PartitionSpec("x")
+    features = jax.random.normal(jax.random.key(0), (12, 4))
+    labels = jnp.tile(jnp.arange(3), 4)
+    nc1 = jax.shard_map(lambda h, y: metrics.nc1(h, y, 3)[None], mesh=mesh, in_specs=over, out_specs=over)(
+        features, labels
+    )
+    expected = [metrics.nc1(features[i : i + 6], labels[i : i + 6], 3) for i in (0, 6)]
+    np.testing.assert_allclose(nc1, expected, rtol=1e-10)

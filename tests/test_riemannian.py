@@ -926,3 +926,42 @@ def test_what_a_solver_is_told_makes_a_difference():
     for arguments in ({"optimism": 1.1}, {"initial_step_size": 0.37}):
         other = run(ufm.solvers.gradient_descent(ufm.solvers.backtracking(**arguments))).point
         assert not np.allclose(other, usual), arguments
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [ufm.solvers.gradient_descent(), ufm.solvers.conjugate_gradient(), ufm.solvers.trust_region()],
+    ids=["gradient_descent", "conjugate_gradient", "trust_region"],
+)
+def test_a_run_in_pieces_is_one_run_where_the_cost_cancels_to_zero(solver):
+    """The rounding of a cost is judged by its start, not by the start of each piece."""
+    w = jnp.array([1.0, 3.0, 10.0, 30.0], jnp.float32)
+    objective = ufm.Objective(
+        lambda x: jnp.sum(w * jnp.cosh(x - jnp.float32(0.3))) - jnp.sum(w), Euclidean()
+    )
+    start = jnp.array([2.0, 1.0, 2.0, 1.0], jnp.float32)
+    whole = ufm.minimize(objective, start, solver, max_steps=400)
+    piece = jax.jit(lambda state: riemannian.resume(objective, state, solver, max_steps=5))
+    found, steps = piece(solver.init(objective, start)), 0
+    while (steps := steps + int(found.steps)) < 400 and found.status == ufm.Status.OUT_OF_STEPS:
+        found = piece(found.state)
+    assert ufm.Status(int(found.status)) == ufm.Status(int(whole.status)) == ufm.Status.CONVERGED
+    assert steps == whole.steps
+    np.testing.assert_array_equal(found.point, whole.point)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ufm.solvers.gradient_descent(ufm.solvers.backtracking(np.float64(0.5), np.float64(2.0))),
+        ufm.solvers.gradient_descent(ufm.solvers.backtracking(initial_step_size=np.float64(0.1))),
+        ufm.solvers.conjugate_gradient(line_search=ufm.solvers.adaptive(np.float64(0.5))),
+        ufm.solvers.lbfgs(line_search=ufm.solvers.unit_step(np.float64(0.5)), caution=np.float64(1e-8)),
+        ufm.solvers.trust_region(max_radius=np.float64(1.0), theta=np.float64(1.0)),
+    ],
+)
+def test_numbers_of_numpy_do_not_widen_a_run_in_float32(solver):
+    objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 4), Euclidean(), scale=np.float64(10.0))
+    start = jax.ShapeDtypeStruct((3,), jnp.float32)
+    found = jax.eval_shape(lambda x: ufm.minimize(objective, x, solver, max_steps=3), start)
+    assert {x.dtype for x in (found.point, found.value, found.gradient_norm)} == {np.dtype(np.float32)}

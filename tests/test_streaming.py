@@ -279,3 +279,37 @@ def test_the_second_pass_measures_what_is_outside():
     cosines = means @ outside.mean(0) / np.linalg.norm(means, axis=1) / np.linalg.norm(outside.mean(0))
     np.testing.assert_allclose(second.metrics(outside)["nc5"], np.mean(np.abs(cosines)), rtol=1e-12)
     assert np.isnan(second.metrics()["nc5"])
+
+
+def test_what_makes_the_batches_runs_where_the_caller_runs(key):
+    """A network between the batches and the metrics is neither made float64 nor moved to the host."""
+    seen = []
+
+    def batches():
+        for i in range(2):
+            here = jnp.zeros(())
+            seen.append((jax.config.jax_enable_x64, here.dtype.name, next(iter(here.devices()))))
+            yield np.float32([[i, 1], [2, 3], [i, 7]]), np.array([0, 1, 1])
+
+    device = jax.local_devices()[1]
+    with jax.enable_x64(False), jax.default_device(device):
+        found = streaming.measure_batches(batches, 2, progress=lambda text: seen.append(seen[-1]))
+        assert set(seen) == {(False, "float32", device)}
+    assert len(seen) > 6
+    assert found.samples == 6
+
+
+def test_the_second_pass_leaves_classes_out_under_jit_too(key):
+    features, labels = jax.random.normal(key, (8, 3)), np.array([0, 5, 5, 0, 3, 3, 0, 5])
+    second = streaming.first_pass(6, 3).add(features, labels).second_pass(absent="skip", decisions=False)
+    expected = second.add(features, labels).metrics()
+    found = jax.jit(lambda second: second.add(features, labels))(second).metrics()
+    np.testing.assert_allclose(found["nc1"], expected["nc1"], rtol=1e-12)
+
+
+def test_features_on_the_device_are_measured_by_one_program(key):
+    features, labels, W = jax.random.normal(key, (10, 3)), jnp.tile(jnp.arange(2), 5), jnp.eye(2, 3)
+    streaming.measure(W, features, labels, batch_size=4)
+    before = streaming._measured_in_blocks._cache_size()
+    streaming.measure(W, features, labels, batch_size=4)
+    assert streaming._measured_in_blocks._cache_size() == before

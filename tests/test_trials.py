@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +269,20 @@ def test_integers_that_jax_would_wrap_are_refused():
 def test_a_store_of_something_else_is_refused():
     with pytest.raises(ValueError, match="store must be empty or hold chunks of this grid"):
         ufm.trials.run(jnp.square, np.arange(3.0), store={"0-2": {"x": np.zeros(3)}})
+
+
+def test_trials_run_where_the_caller_has_set_a_mesh():
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), devices=jax.local_devices()[:2])):
+        found = ufm.trials.run(lambda x: 2 * x, jnp.arange(5.0))
+    np.testing.assert_array_equal(found, [0, 2, 4, 6, 8])
+
+
+def test_a_trial_may_be_an_object_without_a_hash():
+    @dataclasses.dataclass
+    class Scaling:
+        factor: float
+
+        def __call__(self, x):
+            return self.factor * x
+
+    np.testing.assert_array_equal(ufm.trials.grid(Scaling(3.0), {"x": [1.0, 2.0]}), [3, 6])

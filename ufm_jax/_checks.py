@@ -3,12 +3,21 @@
 Values known only at run time (tracers under `jit` or `vmap`) cannot be checked and pass.
 """
 
+import dataclasses
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def with_plain_numbers(instance: Any) -> None:
+    """Makes NumPy's scalars in a dataclass Python's, which take the dtype of the arrays beside them."""
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(instance, field.name, value.item())
 
 
 def is_concrete(*values: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Matrix products at full precision, and norms.
+"""Matrix products at full precision, norms and roots.
 
 On TPUs, and on GPUs with Tensor cores, JAX's default float32 product rounds its factors to bfloat16 or
 TF32, and solvers stall far from the minimum. Every product of the library goes through this module.
@@ -27,6 +27,11 @@ def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
 def share(part: jax.Array, whole: jax.Array | int) -> jax.Array:
     """`part / whole`, and 1 where they are equal: XLA divides by constants as by their reciprocals."""
     return jnp.where(part == whole, 1, part / whole)
+
+
+def root(x: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def power_of_two(size: jax.Array) -> jax.Array:

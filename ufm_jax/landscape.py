@@ -280,13 +280,13 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     """Whether `point` is critical, and whether it is the global minimum: by Z, sharper than Lemma 3.
 
     For every loss that is convex in the logits, a point where Z is positive semidefinite is a global
-    minimum. For cross entropy the converse holds as well: in d >= K - 1 dimensions a critical point is a
-    global minimum if and only if Z is positive semidefinite there (docs/landscape.md). All quantities are
-    relative, so that the verdict does not depend on how small tau or the loss is; for cross entropy it is
-    right also where G itself has underflowed (tau above 700 in float64, above 80 in float32). For other
-    losses a point where G is zero in this precision counts as a minimum. If G = 0 at a minimum, as for
-    label smoothing past its threshold, look at the gap: near such a minimum the relative quantities
-    only measure rounding errors.
+    minimum. For cross entropy against classes the converse holds as well: in d >= K - 1 dimensions a
+    critical point is a global minimum if and only if Z is positive semidefinite there (docs/landscape.md);
+    against soft targets a minimum can be denied. All quantities are relative, so that the verdict does not
+    depend on how small tau or the loss is; for cross entropy it is right also where G itself has
+    underflowed (tau above 700 in float64, above 80 in float32). For other losses a point where G is zero in
+    this precision counts as a minimum. If G = 0 at a minimum, as for label smoothing past its threshold,
+    look at the gap: near such a minimum the relative quantities only measure rounding errors.
 
     Args:
         problem: of `ufm_jax.normalized` with a loss that says that it is convex: cross entropy, label
@@ -340,11 +340,11 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     With M the logits and G the gradient there, convexity says `f(M') >= f(M) + <G, M' - M>` for all M'. On
     the spheres `<G, M'> >= tau (sum a + sum b) / 2` wherever `[[-diag(a), G^T], [G, -diag(b)]]` is positive
     semidefinite. Such a and b are the multipliers (`certificate_matrix`) or their means, lowered as far as
-    that needs; the best of three bounds is the gap. It is 0 at every global minimum of cross entropy in
-    d >= K - 1 dimensions, with classes of any size. For other losses a gap above 0 may remain even at a
-    minimum; the cost less the gap is still a lower bound of it. Whether the loss is convex is for the
-    caller to know: cross entropy, label smoothing, squared errors and hinges are, the focal loss is not.
-    Proof: docs/landscape.md.
+    that needs; the best of three bounds is the gap. It is 0 at every global minimum of cross entropy
+    against classes, of any size, in d >= K - 1 dimensions. For other losses, and soft targets, a gap above
+    0 may remain even at a minimum; the cost less the gap is still a lower bound of it. Whether the loss is
+    convex is for the caller to know: cross entropy, label smoothing, squared errors and hinges are, the
+    focal loss is not. Proof: docs/landscape.md.
 
     Of a regularized model the decays are at least `lam = sqrt(lW lH)` times the nuclear norm of the logits,
     so that its minimum is at least minus the convex conjugate of the mean loss at `r G`, with

@@ -17,7 +17,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from ufm_jax.problems import AnyPoint, BiasedPoint, Point, Problem
@@ -35,9 +35,14 @@ def placement(problem: Problem, mesh: Mesh) -> AnyPoint:
         what `jax.device_put` and the `out_shardings` of `jax.jit` take.
 
     Raises:
-        ValueError: the samples do not divide by the number of devices.
+        ValueError: the samples do not divide by the number of devices, or the mesh has Explicit axes.
     """
     _check_divides(problem, mesh)
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError(
+            "the axes of the mesh must be Auto, as those of jax.sharding.Mesh(devices, names), but some "
+            "are Explicit."
+        )
     replicated = NamedSharding(mesh, PartitionSpec())
     by_samples = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     if problem.has_bias:

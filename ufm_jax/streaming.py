@@ -36,6 +36,7 @@ Reference, for two passes and the shift: Chan, Golub, LeVeque, *Algorithms for C
 Variance*, American Statistician 1983.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -166,6 +167,15 @@ def measure(
     features = jnp.asarray(_checks.matrix("features", features, columns=dim))
     labels = _checks.class_labels(labels, num_classes, shape=features.shape[:1])
     _checks.every_class_present(labels, num_classes)
+    bias = None if bias is None else classes.bias_of(bias, num_classes)
+    return _measured_in_blocks(W, features, labels, batch_size, bias)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _measured_in_blocks(
+    W: jax.Array, features: jax.Array, labels: jax.Array, batch_size: int, bias: jax.Array | None
+) -> dict[str, jax.Array]:
+    num_classes, dim = W.shape
     full = len(labels) // batch_size * batch_size
 
     def fold(start):

@@ -8,7 +8,7 @@ memory stays bounded, a caller can show progress, and a store can keep what is f
 import functools
 import hashlib
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -83,7 +83,7 @@ def grid(
         for (name, values), i in zip(axes.items(), indices, strict=True)
     }
     flat = run(
-        _by_keywords(trial),
+        _by_keywords(_hashable(trial)),
         inputs,
         batch_size=batch_size,
         memory=memory,
@@ -136,7 +136,7 @@ def run(
     # About twenty chunks: often enough to show progress, seldom enough to cost nothing.
     chunk_size = at_once * max(1, math.ceil(total / (20 * at_once)))
     mesh = Mesh(np.array(devices), ("trials",))
-    mapped = _compiled(trial, batch_size, mesh)
+    mapped = _compiled(_hashable(trial), batch_size, mesh)
 
     # A loop over one row would compile to a program that rounds otherwise.
     rows = max(2, chunk_size // len(devices))
@@ -150,7 +150,8 @@ def run(
         spread = jax.tree.map(lambda x: _spread(x, filled, mesh), inputs)
         return spread, _spread(counts, np.arange(len(devices)), mesh), np.arange(rows) < counts[:, None]
 
-    shapes = mapped.eval_shape(*chunk(np.arange(min(chunk_size, total)))[:2])
+    with jax.set_mesh(mesh):  # The caller may have set another.
+        shapes = mapped.eval_shape(*chunk(np.arange(min(chunk_size, total)))[:2])
     _checks.no_float64_on_tpu(devices[0].platform, (inputs, shapes))
     results = jax.tree.map(lambda x: np.zeros((total, *x.shape[1:]), x.dtype), shapes)
     finished = np.zeros(total, bool)
@@ -169,7 +170,8 @@ def run(
             progress(total - len(remaining) + start, total)
         members = remaining[start : start + chunk_size]
         *arguments, is_member = chunk(members)
-        outputs = mapped(*arguments)
+        with jax.set_mesh(mesh):
+            outputs = mapped(*arguments)
         if mesh.is_multi_process:
             outputs = multihost_utils.process_allgather(outputs, tiled=True)
         found = {path: np.asarray(x)[is_member.ravel()] for path, x in _named(outputs).items()}
@@ -181,6 +183,11 @@ def run(
     if progress is not None:
         progress(total, total)
     return results
+
+
+def _hashable(trial: Callable) -> Callable:
+    """The trial, or another name of it where it has no hash, as a dataclass that is not frozen."""
+    return trial if isinstance(trial, Hashable) else functools.partial(trial)
 
 
 @functools.lru_cache(maxsize=32)

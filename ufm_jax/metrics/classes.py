@@ -155,8 +155,11 @@ def whole(
 ) -> Whole:
     """The classes of features (N, d) with labels (N,), after the checks of both."""
     features, labels = labelled(features, labels, num_classes, dim)
-    with jax.ensure_compile_time_eval():  # What is known stays known, also inside `jit`.
-        counts = jnp.bincount(labels, length=num_classes)
+    # NumPy's: what is known stays known, also inside `jit`.
+    is_known = _checks.is_concrete(labels)
+    counts = (
+        np.bincount(labels, minlength=num_classes) if is_known else jnp.bincount(labels, length=num_classes)
+    )
     kept = kept_classes(counts, absent)
     if len(kept) < num_classes:
         labels = jnp.searchsorted(kept, labels).astype(jnp.int32)
@@ -203,7 +206,16 @@ def labelled(
     """Features (N, d) in float32 or float64 and labels (N,) in int32, after the checks of both."""
     _checks.count("num_classes", num_classes, 2)
     features = _checks.real("features", _checks.matrix("features", features, columns=dim))
-    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+    labels = _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+    return marked(features, labels, num_classes)
+
+
+def marked(features: jax.Array, labels: jax.Array, num_classes: int | None) -> tuple[jax.Array, jax.Array]:
+    """Features that are NaN, and with them the result, where `jit` hides that a label is of no class."""
+    if num_classes is None or _checks.is_concrete(labels):
+        return features, labels
+    is_known = (labels >= 0) & (labels < num_classes)
+    return jnp.where(is_known[:, None], features, jnp.nan), jnp.clip(labels, 0, num_classes - 1)
 
 
 def vectors_of(name: str, vectors: ArrayLike) -> jax.Array:

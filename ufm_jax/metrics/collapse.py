@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul, power_of_two, share
+from ufm_jax._products import matmul, power_of_two, root, share
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import (
     Absent,
@@ -402,8 +402,8 @@ def distance_to_simplex(A: jax.Array, B: jax.Array) -> jax.Array:
         norm = jnp.sqrt(jnp.where(is_zero, 1, squares))
         on_simplex = (jnp.sum(A * B) - jnp.sum(jnp.sum(A, 0) * jnp.sum(B, 0)) / k) / np.sqrt(k - 1)
         cosine = jnp.where(is_zero, 0, on_simplex / norm)
-        return jnp.sqrt(jnp.where(is_zero, 1, 2) - 2 * cosine)
+        return root(jnp.where(is_zero, 1, 2) - 2 * cosine)
     gram = matmul(A, B.T)
-    norm = jnp.linalg.norm(gram)
+    norm = root(jnp.sum(gram**2))
     simplex = (jnp.eye(k, dtype=gram.dtype) - 1 / k) / np.sqrt(k - 1)
-    return jnp.linalg.norm(gram / jnp.where(norm > 0, norm, 1) - simplex)
+    return root(jnp.sum((gram / jnp.where(norm > 0, norm, 1) - simplex) ** 2))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul, norm
+from ufm_jax._products import matmul, norm, root
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import (
     Absent,
@@ -61,7 +61,7 @@ def self_duality(
     """
     W, data = _both(W, features, labels, global_mean, absent)
     square = square_of_difference(data.rows(W), data.centres.centred)
-    return (square if squared else pairs.root(square)).astype(W.dtype)
+    return (square if squared else root(square)).astype(W.dtype)
 
 
 def similarities(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from ufm_jax._products import root
 from ufm_jax.metrics import pairs
 from ufm_jax.metrics.classes import Absent, GlobalMean, one_of, scaled, vectors_of, whole, widen
 
@@ -85,7 +86,7 @@ def equinorm(vectors: ArrayLike, *, unbiased: bool = False) -> jax.Array:
     vectors = vectors_of("vectors", vectors)
     lengths = jnp.linalg.norm(scaled(widen(vectors)), axis=-1)
     mean = jnp.mean(lengths)
-    deviation = pairs.root(jnp.sum((lengths - mean) ** 2) / (len(lengths) - unbiased))
+    deviation = root(jnp.sum((lengths - mean) ** 2) / (len(lengths) - unbiased))
     return (deviation / jnp.where(mean > 0, mean, 1)).astype(vectors.dtype)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -298,28 +298,41 @@ def measured(
     progress: Callable[[str], None] | None,
 ) -> Measurement:
     """All metrics, by two passes over batches: float64 on the host, or float32 where the features are."""
-    with contextlib.ExitStack() as stack:
-        if dtype == np.float64:
-            # Whatever JAX is set to; and on the host, since a TPU has no float64.
-            stack.enter_context(jax.enable_x64(True))
-            stack.enter_context(jax.default_device(_host()))
-            W = None if W is None else np.asarray(_checks.array("W", W))
-            bias = None if bias is None else np.asarray(_checks.array("bias", bias))
-        first = None
-        for features, labels in _each(batches, "first", progress, dtype):
+    if dtype == np.float64:
+        W = None if W is None else np.asarray(_checks.array("W", W))
+        bias = None if bias is None else np.asarray(_checks.array("bias", bias))
+    first = None
+    for features, labels in _each(batches, "first", progress, dtype):
+        with _in(dtype):
             if dtype == np.float64:
                 _check_finite("features", features)
             if first is None:
                 first = FirstPass(classes.no_sums(num_classes, features.shape[1], dtype))
             first = first.add(features, labels)
-        if first is None:
-            raise ValueError("batches must hold at least one batch, but are empty.")
+    if first is None:
+        raise ValueError("batches must hold at least one batch, but are empty.")
+    with _in(dtype):
         second = first.second_pass(W, bias, absent=absent, decisions=decisions, covariance=W is not None)
-        for features, labels in _each(batches, "second", progress, dtype):
+    for features, labels in _each(batches, "second", progress, dtype):
+        with _in(dtype):
             second = second.add(features, labels)
-        if progress is not None:
-            progress("pairs of classes")
+    if progress is not None:
+        progress("pairs of classes")
+    with _in(dtype):
         return _measurement(second, num_classes, outside)
+
+
+@contextlib.contextmanager
+def _in(dtype: Any) -> Iterator[None]:
+    """Where a dtype is computed: float64 on the host, since a TPU has none, whatever JAX is set to.
+
+    Not around what makes the batches, which may be a network.
+    """
+    if dtype != np.float64:
+        yield
+        return
+    with jax.enable_x64(True), jax.default_device(_host()):
+        yield
 
 
 def _host() -> jax.Device:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ufm_jax._blocks import in_turn
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, root
 from ufm_jax.metrics.classes import directions
 
 ENTRIES = 2**23
@@ -138,8 +138,3 @@ def angles(vectors: jax.Array) -> Angles:
     variances = jnp.where(jnp.isinf(means), jnp.nan, variances)
     means = means + middle
     return Angles(root(variances[0]), simplex, means[1], variances[1], means[2], variances[2])
-
-
-def root(x: jax.Array) -> jax.Array:
-    """The square root, with derivative 0 at 0."""
-    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))

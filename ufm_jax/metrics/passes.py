@@ -26,6 +26,7 @@ from ufm_jax.metrics.classes import (
     classifier,
     deviations,
     kept_classes,
+    marked,
     scaled,
 )
 from ufm_jax.metrics.generalized import misalignments
@@ -169,9 +170,9 @@ class SecondPass(NamedTuple):
             ValueError: the features or labels do not fit (values: outside `jit`).
         """
         dim = self.centres.centred.shape[1]
-        num_classes = len(self.kept) if self.W is None else len(self.W)
+        num_classes = None if self.W is None else len(self.W)
         if self.W is None and _checks.is_concrete(self.kept):
-            num_classes = max(num_classes, int(self.kept[-1]) + 1)
+            num_classes = int(self.kept[-1]) + 1
         batch = _batch(features, labels, num_classes, dim)
         return self if len(batch[1]) == 0 else self._replace(totals=_add_to_second(self, *batch))
 
@@ -241,11 +242,12 @@ NAMES = (
 
 
 def _batch(
-    features: ArrayLike, labels: ArrayLike, num_classes: int, dim: int
+    features: ArrayLike, labels: ArrayLike, num_classes: int | None, dim: int
 ) -> tuple[jax.Array, jax.Array]:
     """A batch as floats and int32, which may be empty, after its checks."""
     features = _checks.real("features", _checks.matrix("features", features, rows=0, columns=dim))
-    return features, _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+    labels = _checks.class_labels(labels, num_classes, shape=features.shape[:1])
+    return marked(features, labels, num_classes)
 
 
 _add_to_first = jax.jit(add)

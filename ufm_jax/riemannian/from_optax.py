@@ -26,6 +26,9 @@ class FromOptax(Solver):
     Euclidean space that is Optax itself. There is no line search: the cost may rise, and a step to where it
     is not finite is rejected and ends the run.
 
+    Optax makes a new function at each call, so two of these are equal only if they share a transformation:
+    where it is a static argument of `jit`, make it once.
+
     Args:
         transformation: whose `update` needs the gradient and the parameters alone. What decays parameters
             (`optax.adamw`) has no effect on a sphere.

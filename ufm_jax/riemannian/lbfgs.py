@@ -139,7 +139,7 @@ def _with_pair(memory, step, change, least_cosine, manifold, iterate) -> Memory:
         jax.tree.map(put, memory.changes, change),
         put(memory.products, product),
         jnp.where(is_safe, scale, memory.scale),
-        memory.pairs + is_safe,
+        memory.pairs + is_safe.astype(jnp.int32),
     )
 
 

@@ -230,6 +230,7 @@ def _check(search: _Contracting) -> None:
     _checks.within("sufficient_decrease", search.sufficient_decrease, 0, 1)
     _checks.count("max_iterations", search.max_iterations, 0)
     _checks.positive("initial_step_size", search.initial_step_size)
+    _checks.with_plain_numbers(search)
 
 
 def _contracted(

@@ -50,6 +50,7 @@ class Iterate(NamedTuple):
         evaluation: the forward pass.
         gradient: the Riemannian gradient, in the metric of the manifold.
         gradient_norm: its norm in that metric, a scalar.
+        scale: that of `Objective`, in the run whose iterate it is, a scalar.
 
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean())
@@ -61,6 +62,7 @@ class Iterate(NamedTuple):
     evaluation: Evaluation
     gradient: Tree
     gradient_norm: jax.Array
+    scale: jax.Array
 
     @property
     def point(self) -> Tree:
@@ -157,7 +159,8 @@ def iterate_at(objective: Objective, evaluation: Evaluation) -> Iterate:
 def iterate_with(objective: Objective, evaluation: Evaluation, euclidean_gradient: Tree) -> Iterate:
     """Completes a forward pass whose gradient in the ambient space is known."""
     gradient = objective.manifold.riemannian_gradient(evaluation.point, euclidean_gradient)
-    return Iterate(evaluation, gradient, objective.manifold.norm(evaluation.point, gradient))
+    norm = objective.manifold.norm(evaluation.point, gradient)
+    return Iterate(evaluation, gradient, norm, objective.scale_from(evaluation.value))
 
 
 def minimize(
@@ -176,7 +179,7 @@ def minimize(
     A pure function of arrays: it works under `jit`, under `vmap` (every lane then waits for the slowest)
     and with forward-mode derivatives, which are those of the iterates at fixed steps: near those of the
     minimizer after many steps, and 0 for a start that is the minimizer already. If you call it often, wrap
-    it in `jit`: otherwise each call is compiled again.
+    it in `jit`: otherwise each call is compiled again. Inside `jax.shard_map` it needs `check_vma=False`.
 
     Args:
         objective: what to minimize.
@@ -326,7 +329,7 @@ def _run(
     until: Callable[[Iterate], jax.Array] | None,
 ) -> Result:
     """The loop: steps of `solver` from `state` until one of the reasons to end."""
-    objective = objective.of_run(state.iterate.value)
+    objective = objective.with_scale(state.iterate.scale)
     recorded = record or (lambda iterate: None)
 
     def converged(iterate):

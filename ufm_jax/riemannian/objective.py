@@ -72,13 +72,17 @@ class Objective:
         _checks.at_least("scale", 0 if scale is None else scale, 0)
         self._cost, self.manifold, self._rounding_scale = cost, manifold, scale
 
-    def of_run(self, value: jax.Array) -> Self:
-        """The objective in a run that starts at a cost of `value`, which may decide its `scale`."""
-        if self._rounding_scale is not None:
-            return self
-        begun = copy.copy(self)
-        object.__setattr__(begun, "_rounding_scale", jnp.minimum(jnp.abs(value), 1))
-        return begun
+    def scale_from(self, value: jax.Array) -> jax.Array:
+        """The `scale` of a run that starts at a cost of `value`, a scalar."""
+        if self._rounding_scale is None:
+            return jnp.minimum(jnp.abs(value), 1)
+        return jnp.asarray(self._rounding_scale, value.dtype)
+
+    def with_scale(self, scale: jax.Array) -> Self:
+        """The same objective with this `scale`."""
+        scaled = copy.copy(self)
+        object.__setattr__(scaled, "_rounding_scale", scale)
+        return scaled
 
     def cost(self, point: Tree) -> jax.Array:
         """The function at `point`, a scalar."""
@@ -98,8 +102,7 @@ class Objective:
 
     def rounding_size(self, evaluation: Evaluation) -> jax.Array:
         """The size of the numbers whose rounding the cost carries, a scalar."""
-        size = jnp.abs(evaluation.value)
-        return size if self._rounding_scale is None else jnp.maximum(self._rounding_scale, size)
+        return jnp.maximum(self.scale_from(evaluation.value), jnp.abs(evaluation.value))
 
     def gradient(self, evaluation: Evaluation) -> Tree:
         """The Riemannian gradient, in the metric of the manifold, given the forward pass."""

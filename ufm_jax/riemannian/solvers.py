@@ -1,6 +1,6 @@
 """Solvers and line searches by the names that they are called by: `minimize(objective, start, lbfgs())`.
 
-Each is a frozen dataclass, equal to another with the same parameters.
+Each is a frozen dataclass, equal to another with the same parameters (of `from_optax`: the same object).
 """
 
 from ufm_jax.riemannian.conjugate_gradient import ConjugateGradient

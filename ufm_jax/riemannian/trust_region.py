@@ -150,6 +150,7 @@ class TrustRegion(Solver):
         first, largest = self.initial_radius, self.max_radius
         if first is not None and largest is not None and first > largest:
             raise ValueError(f"initial_radius must be at most max_radius = {largest}, but is {first}.")
+        _checks.with_plain_numbers(self)
 
     def _largest_radius(self, objective: Objective, point: Tree) -> jax.Array | float:
         return objective.manifold.typical_distance(point) if self.max_radius is None else self.max_radius

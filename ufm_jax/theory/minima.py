@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
+from ufm_jax._products import root
 
 _TAMMES_COSINES = {
     7: 0.2101383127306031,
@@ -167,7 +168,8 @@ def multipliers_at_collapse(
         ValueError: K < 2, n < 1, or tau is not positive.
     """
     _checks.at_least("samples_per_class", samples_per_class, 1)
-    c = num_classes / (jnp.exp(_margin_at_collapse(num_classes, tau)) + num_classes - 1)
+    small = jnp.exp(-_margin_at_collapse(num_classes, tau))  # The other way round it would overflow.
+    c = num_classes * small / (1 + (num_classes - 1) * small)
     return -c / num_classes, -c / num_classes / samples_per_class
 
 
@@ -213,7 +215,10 @@ def focal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) 
     """
     _checks.at_least("gamma", gamma, 0)
     negative_log_p = cross_entropy_minimum(num_classes, tau)
-    return (-jnp.expm1(-negative_log_p)) ** gamma * negative_log_p
+    rest = -jnp.expm1(-negative_log_p)
+    # Where it has underflowed, powers below 1 have no derivative.
+    power = jnp.where(rest > 0, rest, 1) ** gamma
+    return jnp.where(rest > 0, power * negative_log_p, 0)
 
 
 def focal_is_optimal_at_collapse(num_classes: int, tau: ArrayLike, gamma: ArrayLike = 3.0) -> jax.Array:
@@ -300,7 +305,11 @@ def label_smoothing_minimum(num_classes: int, tau: ArrayLike, alpha: ArrayLike =
     Raises:
         ValueError: K < 2, tau is not positive, or alpha is outside [0, 1].
     """
-    margin = jnp.minimum(_label_smoothing_margin(num_classes, alpha), _margin_at_collapse(num_classes, tau))
+    at_collapse = _margin_at_collapse(num_classes, tau)
+    is_collapse = at_collapse <= _label_smoothing_margin(num_classes, alpha)
+    # At alpha = 0 the other margin is infinite, and so is its derivative.
+    lowest = _label_smoothing_margin(num_classes, jnp.where(is_collapse, 1, alpha))
+    margin = jnp.where(is_collapse, at_collapse, lowest)
     slope = jnp.asarray(alpha) * (num_classes - 1) / num_classes
     return _cross_entropy_at_margin(num_classes, margin) + slope * margin
 
@@ -349,7 +358,8 @@ def label_smoothing_cone(num_classes: int, dim: int, tau: ArrayLike, alpha: Arra
         >>> print(f"{wide[0] @ wide[1]:.2f} {narrow[0] @ narrow[1]:.2f}")
         -0.50 0.67
     """
-    _checks.positive("tau", tau)
+    _checks.positive_scalar("tau", tau)
+    _checks.scalar("alpha", alpha)
     frame = simplex_etf(num_classes, dim)
     if dim < num_classes:
         raise ValueError(
@@ -357,7 +367,7 @@ def label_smoothing_cone(num_classes: int, dim: int, tau: ArrayLike, alpha: Arra
         )
     sine_square = jnp.minimum(1, label_smoothing_threshold(num_classes, alpha) / tau)
     # The last column of the frame is zero.
-    return (jnp.sqrt(sine_square) * frame).at[:, -1].set(jnp.sqrt(1 - sine_square))
+    return (root(sine_square) * frame).at[:, -1].set(root(1 - sine_square))
 
 
 def supervised_contrastive_minimum(num_classes: int, samples_per_class: int, tau: ArrayLike) -> jax.Array:

@@ -248,7 +248,7 @@ def collapse_rates(modes: Modes, step: ArrayLike | None = None) -> CollapseRates
                 f"so large that the slope at collapse underflows in {largest.dtype}."
             )
         step = 1 / largest
-    _checks.positive("step", step)
+    _checks.positive_scalar("step", step)
     factors = jnp.abs(1 - step * modes.eigenvalues)
 
     def slowest(seen: tuple[str, ...]) -> jax.Array:
@@ -325,20 +325,23 @@ def best_temperature(num_classes: int, samples_per_class: int, classifier_weight
     if num_classes != 3:
         return (num_classes - 1) / (3 - s)
 
-    def is_below(theta: jax.Array) -> jax.Array:
-        """Whether the slower standard motion is still slower than all others."""
+    def residual(theta: jax.Array) -> jax.Array:
+        """Negative while the slower standard motion is still slower than all others."""
         c = 3 / (jnp.exp(3 * theta) + 2)
         slow = theta * (1 - c / 2)
         product = jnp.where(r < 1, (1 - s + slow) * theta, (1 - s + theta) * slow)
-        return 4 * product < (1 - theta) ** 2
+        return 4 * product - (1 - theta) ** 2
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         middle = (ends[0] + ends[1]) / 2
-        below = is_below(middle)
+        below = residual(middle) < 0
         return jnp.where(below, middle, ends[0]), jnp.where(below, ends[1], middle)
 
     low, high = jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(r), jnp.ones_like(r)))
-    return low + high
+    # A step of Newton's, which has the derivative in the weight.
+    theta = jax.lax.stop_gradient((low + high) / 2)
+    slope = jax.lax.stop_gradient(jax.grad(residual)(theta))
+    return 2 * (theta - residual(theta) / slope)
 
 
 def best_temperature_of_fixed_step(num_classes: int) -> float:
@@ -455,7 +458,8 @@ def _slope_and_curvatures(loss: _Loss, K: int, tau: ArrayLike) -> tuple[jax.Arra
     """
     tau = 1.0 * jnp.asarray(tau)
     if loss is losses.cross_entropy:
-        q = 1 / (jnp.exp(K / (K - 1) * tau) + K - 1)
+        small = jnp.exp(-K / (K - 1) * tau)
+        q = small / (1 + (K - 1) * small)
         theta = tau / (K - 1)
         return K * q, theta, K * theta * (1 - (K - 1) * q)
     slopes, between, against = _derivatives_at_collapse(loss, K, tau)
@@ -493,8 +497,8 @@ def _check_slopes(slopes: jax.Array, c: jax.Array, unit: jax.Array) -> None:
 
 
 def _check_sizes(num_classes: int, samples_per_class: int, dim: int) -> None:
-    _checks.at_least("num_classes", num_classes, 2)
-    _checks.at_least("samples_per_class", samples_per_class, 1)
+    _checks.count("num_classes", num_classes, 2)
+    _checks.count("samples_per_class", samples_per_class, 1)
     if dim < num_classes - 1:
         raise ValueError(
             f"{num_classes} classes collapse in at least {num_classes - 1} dimensions, but dim is {dim}."

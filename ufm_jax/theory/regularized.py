@@ -11,6 +11,7 @@ Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022, and Dang et al
 Linear Networks*, ICML 2023 (squared error, depth).
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, root
 from ufm_jax.theory.minima import cross_entropy_minimum, simplex_etf
 
 _BISECTIONS = 200
@@ -174,7 +175,7 @@ def regularized_minimizer(
         _checks.scalar(name, value)
     m = regularized_margin(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
     ratio = jnp.sqrt(samples_per_class * jnp.asarray(feature_decay) / weight_decay)
-    W = jnp.sqrt((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim)
+    W = root((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim)
     return W, jnp.repeat(W / ratio, samples_per_class, axis=0)
 
 
@@ -256,12 +257,12 @@ def regularized_squared_error_minimizer(
     _checks.count("dim", dim, 1)
     values, (left, right, means) = _singular_values(targets, bias)
     lam, count = _scalar_rate(weight_decay, feature_decay), len(left)
-    lowered = jnp.where(_first(values, dim), jnp.maximum(values - count * lam, 0), 0)
+    lowered = root(jnp.where(_first(values, dim), jnp.maximum(values - count * lam, 0), 0))
     balance = (jnp.asarray(feature_decay) / weight_decay) ** 0.25
     columns = min(dim, len(values))
     room = ((0, 0), (0, dim - columns))
-    W = jnp.pad(balance * (right * jnp.sqrt(lowered))[:, :columns], room)
-    H = jnp.pad((left * jnp.sqrt(lowered))[:, :columns] / balance, room)
+    W = jnp.pad(balance * (right * lowered)[:, :columns], room)
+    H = jnp.pad((left * lowered)[:, :columns] / balance, room)
     return W, H, means
 
 
@@ -295,9 +296,9 @@ def deep_linear_minimum(
     """
     values, (left, *_) = _singular_values(targets, bias)
     rates, count = _layer_decays(decays, values.dtype), len(left)
-    root, is_fitted = _deep_fit(values, rates, count)
-    fitted = (values - root ** len(rates)) ** 2 / (2 * count)
-    fitted = fitted + len(rates) / 2 * _geometric_mean(rates) * root**2
+    length, is_fitted = _deep_fit(values, rates, count)
+    fitted = (values - length ** len(rates)) ** 2 / (2 * count)
+    fitted = fitted + len(rates) / 2 * _geometric_mean(rates) * length**2
     return jnp.sum(jnp.where(is_fitted, fitted, values**2 / (2 * count)))
 
 
@@ -338,8 +339,8 @@ def deep_linear_minimizer(
             f"width must be at least the number of singular values, {len(values)}, but is {width}."
         )
     rates = _layer_decays(decays, values.dtype)
-    root, is_fitted = _deep_fit(values, rates, len(left))
-    lengths = jnp.sqrt(_geometric_mean(rates) / rates)[:, None] * jnp.where(is_fitted, root, 0)
+    length, is_fitted = _deep_fit(values, rates, len(left))
+    lengths = jnp.sqrt(_geometric_mean(rates) / rates)[:, None] * jnp.where(is_fitted, length, 0)
     lengths = jnp.pad(lengths, ((0, 0), (0, width - len(values))))
     room = ((0, 0), (0, width - len(values)))
     weights = [jnp.diag(row) for row in lengths[1:-1]]
@@ -362,20 +363,29 @@ def _geometric_mean(decays: jax.Array) -> jax.Array:
 
 def _deep_fit(values: jax.Array, decays: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Of each singular value the L-th root of that of the logits, if fitted, and whether that is better."""
-    depth, rate = len(decays), _geometric_mean(decays)
+    depth = len(decays)
+
     # With x = u^L the slope vanishes at u = 0 and where u^(L-2) (s - u^L) = N rate. The larger root of
     # that, right of the top of the left side, is the only other minimum.
-    top = (values * (depth - 2) / (2 * depth - 2)) ** (1 / depth)
+    def excess(u: jax.Array, values: jax.Array, rate: jax.Array) -> jax.Array:
+        return u ** (depth - 2) * (values - u**depth) - count * rate
+
+    known, rate = jax.lax.stop_gradient((values, _geometric_mean(decays)))
+    top = (known * (depth - 2) / (2 * depth - 2)) ** (1 / depth)
 
     def halve(_, bounds):
         low, high = bounds
         middle = (low + high) / 2
-        before = middle ** (depth - 2) * (values - middle**depth) > count * rate
+        before = excess(middle, known, rate) > 0
         return jnp.where(before, middle, low), jnp.where(before, high, middle)
 
-    root, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (top, values ** (1 / depth)))
-    at_root = (values - root**depth) ** 2 / (2 * count) + depth / 2 * rate * root**2
-    return root, at_root < values**2 / (2 * count)
+    found, _ = jax.lax.fori_loop(0, _BISECTIONS, halve, (top, known ** (1 / depth)))
+    at_found = (known - found**depth) ** 2 / (2 * count) + depth / 2 * rate * found**2
+    is_fitted = at_found < known**2 / (2 * count)
+    # A step of Newton's, which has the derivatives.
+    _, slope = jax.jvp(lambda u: excess(u, known, rate), (found,), (jnp.ones_like(found),))
+    step = excess(found, values, _geometric_mean(decays)) / jnp.where(is_fitted, slope, 1)
+    return found - jnp.where(is_fitted, step, 0), is_fitted
 
 
 def nonnegative_cross_entropy_minimum(
@@ -507,9 +517,31 @@ def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < len(rows) - 1:
         raise ValueError(f"rows must be (K, d), d at least K - 1 and K at least 2, but are {rows.shape}.")
     k = len(rows)
-    left, _, right = jnp.linalg.svd(rows - jnp.mean(rows, 0), full_matrices=False)
-    rank = k - 1  # The last singular value is zero: its vectors are arbitrary.
-    return jnp.sqrt(k / (k - 1)) * matmul(left[:, :rank], right[:rank])
+    return jnp.sqrt(k / (k - 1)) * _polar_factor(rows - jnp.mean(rows, 0), k - 1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _polar_factor(A: jax.Array, rank: int) -> jax.Array:
+    """`U V^T` of the `rank` largest singular values of A; the vectors of the others are arbitrary."""
+    left, _, right = jnp.linalg.svd(A, full_matrices=False)
+    return matmul(left[:, :rank], right[:rank])
+
+
+@_polar_factor.defjvp
+def _derivative_of_polar_factor(rank, primals, tangents):
+    """`U X V^T` plus what leaves the two spans; `X (S_i + S_j) = M - M^T`, `M = U^T dA V`."""
+    (A,), (dA,) = primals, tangents
+    left, values, right = jnp.linalg.svd(A, full_matrices=False)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    along, across = matmul(left.T, dA), matmul(dA, right.T) / values
+    M = matmul(along, right.T)
+    turned = (M - M.T) / (values[:, None] + values)
+    # Sums of singular values, never differences: equal ones do no harm.
+    within = matmul(matmul(left, turned), right)
+    off_left = matmul(across - matmul(left, matmul(left.T, across)), right)
+    of_rows = along / values[:, None]
+    off_right = matmul(left, of_rows - matmul(matmul(of_rows, right.T), right))
+    return matmul(left, right), within + off_left + off_right
 
 
 def _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha) -> jax.Array:
