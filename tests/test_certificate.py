@@ -1,6 +1,7 @@
 """The matrix Z and the theorem of docs/landscape.md: each step of its proofs, and what it ends in."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -558,3 +559,17 @@ def test_the_whole_certificate_is_batched_with_other_labels_and_temperatures():
         one = single(taus[i], labels[i], keys[i])
         for a, b in zip(jax.tree.leaves(batched), jax.tree.leaves(one), strict=True):
             np.testing.assert_allclose(ravel_pytree(a[i])[0], ravel_pytree(b)[0], rtol=1e-6, atol=1e-12)
+
+
+def test_a_minimum_against_soft_targets_can_be_denied():
+    """Part 2 of the theorem is about classes; here all 16 points of d = 1 are looked at."""
+    problem = ufm.normalized(jnp.array([[0.6, 0.4], [0.4, 0.6]]), 2)
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    points = [ufm.Point(x[:2, None], x[2:, None]) for x in signs]
+    costs = [float(problem.cost(point)) for point in points]
+    equal = points[-1]
+    assert min(costs) == pytest.approx(problem.cost(equal), abs=1e-15) == pytest.approx(np.log(2))
+    verdict = ufm.landscape.certify(problem, equal)
+    assert bool(verdict.is_critical)
+    assert not bool(verdict.is_global_minimum)
+    assert ufm.landscape.optimality_gap(problem, equal) == pytest.approx(0.2)

@@ -362,7 +362,8 @@ def test_all_that_decides_a_network_counts_as_code(monkeypatch, tmp_path):
 def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):
     network = dataclasses.replace(NETWORK, dataset="digits", tested=True)
     kept = Store(tmp_path)
-    kept.begin(network, 0)
+    _, record = kept.begin(network, 0)
+    kept.note(network, record | {"epochs": 1})
     store.check_kept(tmp_path, [network], reuse=False)
     own = datasets._LOADERS["digits"]
 
