@@ -46,8 +46,8 @@ def is_convex(loss: Callable) -> bool:
         loss: a function of logits (..., K) and labels (...).
 
     Returns:
-        bool; False where nobody has said so. Cross entropy, label smoothing and the
-            squared error are marked.
+        bool; False where nobody has said so. Cross entropy, label smoothing and the squared
+        error are marked.
 
     Example:
         >>> ufm.losses.is_convex(ufm.losses.cross_entropy), ufm.losses.is_convex(ufm.losses.focal)
