@@ -17,6 +17,8 @@ def main() -> int:
         remedy = "run `make setup`, or `pip install -e '.[experiments]'` in the clone."
         print(f"error: {error.name} is not installed, which experiments need: {remedy}", file=sys.stderr)
         return 2
+    except SystemExit as ended:  # Of --help, which has not reached its reader before the flush below.
+        return int(ended.code or 0)
     except KeyboardInterrupt:  # Before there was a run to interrupt.
         print("\ninterrupted: nothing was written.", file=sys.stderr)
         return 130
