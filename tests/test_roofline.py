@@ -88,5 +88,6 @@ def test_the_fewest_devices_hold_the_problem_and_half_as_many_do_not():
 
 
 def test_the_document_has_the_table_that_the_formulas_give():
-    sizes = [roofline.Size(1000, 100_000, 512), *large.SIZES]
-    assert roofline.table(sizes) in (Path(__file__).parent.parent / "docs" / "large.md").read_text()
+    largest = roofline.Size(100_000, 100_000_000, 512)
+    assert largest in large.SIZES
+    assert roofline.table([largest]) in (Path(__file__).parent.parent / "docs" / "large.md").read_text()

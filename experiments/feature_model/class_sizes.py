@@ -23,7 +23,7 @@ from experiments.harness.experiment import (
     step_in_words,
 )
 
-TITLE = "metrics for classes of unequal sizes"
+TITLE = "Riemannian metrics for classes of unequal sizes"
 DURATION = "20 s"
 
 SOLVERS = {"conjugate_gradient": "CG", "gradient_descent": "GD"}
