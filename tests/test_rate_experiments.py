@@ -12,8 +12,10 @@ from experiments.feature_model import (
     minority_collapse,
     near_collapse,
     rates,
+    regularized_minima,
     temperature,
 )
+from experiments.harness.chunks import ChunkFolder
 
 
 def test_a_perturbed_point_is_as_far_from_collapse_as_asked():
@@ -26,6 +28,19 @@ def test_a_perturbed_point_is_as_far_from_collapse_as_asked():
             moves = jnp.linalg.norm(after - before, axis=1) / jnp.linalg.norm(before, axis=1)
             np.testing.assert_allclose(moves, 0.01, rtol=0.5)
             np.testing.assert_allclose(jnp.mean(moves), 0.01, rtol=0.1)
+
+
+@pytest.mark.parametrize("module", [rates, regularized_minima])
+def test_settings_of_as_many_classes_keep_their_own_results(module, tmp_path):
+    sizes = {"num_classes": (3, 3), "samples_per_class": (2, 4), "decay": (1e-2,), "steps": 5}
+    if module is rates:
+        config = rates.Config(**sizes, theta=(0.5,), relative_weight=(1.0,), decay_ratio=(1.0,))
+    else:
+        config = regularized_minima.Config(**sizes, decay_ratio=(1.0,), trials=1)
+    kept = module.run(config, lambda *_: None, ChunkFolder(tmp_path))
+    np.testing.assert_equal(kept, module.run(config, lambda *_: None))
+    name = "predicted_regularized" if module is rates else "minimum"
+    assert not np.allclose(kept[name][0], kept[name][1])
 
 
 def rate_data(config, error=0.0):

@@ -81,7 +81,7 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
         for model, trial in [("normalized", normalized), ("regularized", regularized)]:
             axes = {name: np.asarray(values, config.dtype) for name, values in fields[model].items()}
             one = functools.partial(trial, config, K, n, key)
-            squares, *predictions = ufm.trials.grid(one, axes, store=chunks.part(store, f"{K}-{model}"))
+            squares, *predictions = ufm.trials.grid(one, axes, store=chunks.part(store, f"{i}-{model}"))
             for kind, values in zip(kinds, [factors(squares), *predictions], strict=True):
                 found[f"{kind}_{model}"].append(values)
     progress(1, 1)

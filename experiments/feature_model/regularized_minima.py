@@ -16,6 +16,7 @@ from experiments.harness.experiment import (
     Progress,
     UfmConfig,
     check_fields,
+    check_float64,
     check_one_for_each,
 )
 from ufm_jax import _checks
@@ -52,6 +53,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
+    check_float64(config, "minima agree to 1e-9")
     # The closed form of the squared error without a bias needs d = K.
     lowest = {"num_classes": 2, "samples_per_class": 1, "extra_dim": 0, "trials": 1, "steps": 1}
     check_fields(config, lowest, ["decay", "decay_ratio", "tolerance"])
@@ -94,7 +96,7 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
             for loss, rows in [("cross_entropy", targets), ("squared_error", targets[:, :1])]:
                 one = functools.partial(trial, config, K, loss, bias != "no bias")
                 axes = {"targets": rows.reshape(-1, *rows.shape[2:]), **scalars, "key": keys}
-                grid = ufm.trials.grid(one, axes, store=chunks.part(store, f"{K}-{bias}-{loss}"))
+                grid = ufm.trials.grid(one, axes, store=chunks.part(store, f"{i}-{bias}-{loss}"))
                 # (sizes, targets, decay, ratio, trial)
                 parts.append({k: x.reshape(2, -1, *x.shape[1:]) for k, x in grid.items()})
             by_bias.append({name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]})
