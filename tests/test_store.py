@@ -306,9 +306,11 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].endswith("taken as they are (--reuse).")
-    if state == "in training":  # Where another run has begun it after that look.
-        with pytest.raises(store.OthersError, match=words):
-            tiny(tmp_path, 0.5)
+    with pytest.raises(store.OthersError, match=words):  # Also from Python.
+        tiny(tmp_path, 0.5)
+    if state == "in training":  # A run that does not come to an epoch leaves it to its maker.
+        assert tiny(tmp_path, 0.5, reuse=True, stop=0)[0] is None
+        assert kept.record(network) == record
     found, trained = tiny(tmp_path, 0.5, reuse=True)
     assert trained == (0 if state == "finished" else 2)
     assert_same(found, whole)
@@ -330,6 +332,40 @@ def test_a_network_begun_by_other_code_without_an_epoch_is_nobodys(tiny, tmp_pat
     assert trained == 4
     assert_same(found, whole)
     assert [maker["code"] for maker in kept.record(network)["made_by"]] == [store.code_digest()]
+
+
+def test_a_network_whose_checkpoints_are_gone_is_begun_anew(tiny, tmp_path):
+    """What others made of it counts no more: neither they nor their time nor their data."""
+    tiny(tmp_path, 0.5, stop=2)
+    network = dataclasses.replace(
+        NETWORK, setup=dataclasses.replace(NETWORK.setup, architecture="tiny"), tau=0.5
+    )
+    kept = Store(tmp_path)
+    record = kept.record(network)
+    digest = record["data"]
+    others = {"made_by": [record["made_by"][0] | {"code": "of others"}], "data": "theirs", "seconds": 1e6}
+    kept.note(network, record | others)
+    shutil.rmtree(kept._checkpoints(network))
+    _, trained = tiny(tmp_path, 0.5, reuse=True)
+    assert trained == 4
+    found = kept.record(network)
+    assert (found["data"], found["made_by"]) == (digest, [store.origin()])
+    assert found["seconds"] < 1e6
+
+
+def test_a_network_that_went_on_with_other_data_names_both(tiny, tmp_path):
+    tiny(tmp_path, 0.5, stop=2)
+    network = dataclasses.replace(
+        NETWORK, setup=dataclasses.replace(NETWORK.setup, architecture="tiny"), tau=0.5
+    )
+    kept = Store(tmp_path)
+    record = kept.record(network)
+    digest = record["data"]
+    kept.note(network, record | {"data": "theirs"})
+    assert tiny(tmp_path, 0.5, reuse=True)[1] == 2
+    assert kept.record(network)["data"] == f"theirs {digest}"
+    with pytest.raises(store.OthersError, match="by other data"):
+        store.check_kept(tmp_path, [network], reuse=False)
 
 
 def test_all_that_decides_a_network_counts_as_code(monkeypatch, tmp_path):
@@ -362,7 +398,8 @@ def test_all_that_decides_a_network_counts_as_code(monkeypatch, tmp_path):
 def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):
     network = dataclasses.replace(NETWORK, dataset="digits", tested=True)
     kept = Store(tmp_path)
-    _, record = kept.begin(network, 0)
+    kept.checkpoints(network, 0).close()
+    record = kept.begin(network, anew=True)
     kept.note(network, record | {"epochs": 1})
     store.check_kept(tmp_path, [network], reuse=False)
     own = datasets._LOADERS["digits"]

@@ -360,6 +360,7 @@ def test_two_networks_on_eight_devices(tmp_path):
 def test_a_batch_that_devices_cannot_share_is_one_sentence(tmp_path):
     few = {"out": tmp_path, "dataset": "synthetic", "samples_per_class": 4}
     for changes, message in [
+        ({"batch_norm": "replica"}, "batch_norm replica needs data_parallel of at least 2"),
         ({"data_parallel": 3}, "data_parallel must be at most 2, the devices here, but is 3"),
         (
             {"data_parallel": 2, "batch_norm": "replica", "batch_size": 13},

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import io
 import json
 import re
@@ -39,8 +40,12 @@ History = dict[str, np.ndarray]
 
 Record = dict[str, Any]
 """What is kept beside a history, as JSON: `network`, `epochs` done, `seconds` they took, `made_by`, and the
-digest of its `data`, of a network that is tested also of its `test_data`.
+digest of its `data`, of a network that is tested also of its `test_data`; several, where it went on with
+others.
 """
+
+_LIBRARIES = {"jax": "JAX", "flax": "Flax", "optax": "optax"}
+"""The libraries that decide a network's numbers."""
 
 _DECIDING = [
     *sorted(Path(nets.__path__[0]).glob("[!.]*.py")),
@@ -158,23 +163,34 @@ class Store:
         """Whether this run has a network to itself in the block: not while another one here trains it."""
         return writing.locked(self._training / f"{network.name}.lock", wait=False)
 
-    def begin(self, network: Network, seconds: float) -> tuple[Checkpoints, Record]:
-        """The checkpoints of a network, and its record as this code begins or continues it."""
+    def checkpoints(self, network: Network, seconds: float) -> Checkpoints:
+        """Those of a network in training, without any of which nobody knows who made them."""
         record = read_record(self._begun(network))
         if record is None and self._begun(network).exists():
             print(
                 f"\n'{self._begun(network)}' is damaged: the network is trained from its start.",
                 file=sys.stderr,
             )
-        if record is None or not record["epochs"]:  # Nobody knows who made checkpoints, or there are none.
+        if record is None or not record["epochs"]:
             shutil.rmtree(self._checkpoints(network), ignore_errors=True)
-            record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": []}
-            record |= _digests(network.dataset, network.tested)
+        return Checkpoints(self._checkpoints(network), seconds)
+
+    def begin(self, network: Network, *, anew: bool) -> Record:
+        """The record of a network as this code begins it `anew`, or goes on from a checkpoint.
+
+        The latter is not kept before `note` or `finish`: nothing of it is this code's before an epoch.
+        """
+        digests = _digests(network.dataset, network.tested)
+        record = None if anew else read_record(self._begun(network))
+        if record is None:
+            record = {"network": network.identity, "epochs": 0, "seconds": 0.0, "made_by": [], **digests}
+            self.note(network, record)
         if self._maker not in record["made_by"]:
             record["made_by"].append(self._maker)
-        checkpoints = Checkpoints(self._checkpoints(network), seconds)
-        self.note(network, record)
-        return checkpoints, record
+        for name, here in digests.items():
+            if here not in record.get(name, here):
+                record[name] += f" {here}"
+        return record
 
     def note(self, network: Network, record: Record) -> None:
         """Keeps the record of a network in training."""
@@ -267,7 +283,7 @@ def origin() -> dict[str, Any]:
     """Who trains networks here: the code, JAX, the commit and the device."""
     return {
         "code": code_digest(),
-        "jax": jax.__version__,
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "git": provenance.git(),
         "device": provenance.device(),
     }
@@ -288,8 +304,10 @@ def others(record: Record, digests: dict[str, str]) -> set[str]:
         git = maker["git"] or {"commit": "unknown", "dirty": False}
         if maker["code"] != code_digest():
             words.add(f"code of commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}")
-        if maker["jax"] != jax.__version__:
-            words.add(f"JAX {maker['jax']} (here {jax.__version__})")
+        for name, title in _LIBRARIES.items():
+            here = importlib.metadata.version(name)
+            if maker.get(name, here) != here:  # As above.
+                words.add(f"{title} {maker[name]} (here {here})")
     return words
 
 

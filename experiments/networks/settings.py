@@ -41,7 +41,7 @@ class NetworkConfig(Config):
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
     reuse: bool = False
-    """Take networks also where other code, or another version of JAX, has trained or begun them."""
+    """Take networks also where other code, libraries or data have trained or begun them."""
 
     @classmethod
     def at_scale(cls, scale: str) -> Self:
@@ -89,6 +89,8 @@ def _check_devices(config: NetworkConfig, samples: int) -> None:
         raise ValueError(
             f"data_parallel must be at most {jax.local_device_count()}, the devices here, but is {shared}."
         )
+    if config.batch_norm == "replica" and shared == 1:
+        raise ValueError("batch_norm replica needs data_parallel of at least 2: one device has one part.")
     for size in (min(config.batch_size, samples), samples % config.batch_size):
         if config.batch_norm == "replica" and size % shared != 0:
             raise ValueError(

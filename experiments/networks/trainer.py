@@ -39,8 +39,10 @@ def train(
         For each network its metrics after every epoch, (epochs,): those of `training.epoch`.
 
     Raises:
-        OthersError: other code, JAX or data have begun one of them, and `config.reuse` is not set.
+        OthersError: other code, libraries or data have begun one of them, and `config.reuse` is not set.
     """
+    if not config.reuse:
+        check_kept(config.out, networks, reuse=False)
     store = Store(config.out)
     found = {network: history for network in networks if (history := store.history(network)) is not None}
     missing = [network for network in dict.fromkeys(networks) if network not in found]
@@ -142,10 +144,10 @@ def _train_one(
     with _IN_TURN:
         data = jax.device_put(_samples_of(network), _everywhere(place))
         like, names = _shapes(network.setup, place, _shapes_of(data))
-    checkpoints, record = store.begin(network, seconds)
-    with contextlib.closing(checkpoints):
-        history = {name: np.full(epochs, np.nan, np.float32) for name in names}
+    history = {name: np.full(epochs, np.nan, np.float32) for name in names}
+    with contextlib.closing(store.checkpoints(network, seconds)) as checkpoints:
         done, (state, history) = checkpoints.restore((like, history)) or (0, (None, history))
+        record = store.begin(network, anew=done == 0)
         history = {name: np.array(values) for name, values in history.items()}
         tally.add(done, "")
         with _IN_TURN:
@@ -166,8 +168,9 @@ def _train_one(
             if epoch + 1 == epochs:
                 store.finish(network, record, history)
             elif checkpoints.due():
-                checkpoints.save(epoch + 1, (state, history))
+                # The record first: it must name all who had a hand in a checkpoint.
                 store.note(network, record)
+                checkpoints.save(epoch + 1, (state, history))
             note = f"{network.title}, epoch {epoch + 1}/{epochs}"
             tally.add(1, f"{note}, accuracy {row['accuracy']:.3f}, NC1 {row['nc1']:.3g}")
     return history
