@@ -1,5 +1,7 @@
 """Claims hold of data that bear them, and each fails alone where one thing is not so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -261,6 +263,10 @@ def test_minima():
     ]:
         data = good | {name: changed(good[name], at, value)}
         assert failing(fig11, config, data) == expected, (name, value)
+    # What float32 rounds away counts there as equal.
+    rounded = good | {"value_by_tau": good["value_by_tau"] * (1 - 1e-6)}
+    assert failing(fig11, config, rounded) == {1}
+    assert failing(fig11, dataclasses.replace(config, dtype="float32"), rounded) == set()
 
 
 def test_minima_part_from_collapse_at_a_threshold():

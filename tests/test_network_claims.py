@@ -54,6 +54,13 @@ def test_figure_10():
     )
     never = good | {name: np.full_like(good[name], np.nan) for name in ("nc1", "nc2", "nc3")}
     assert judged(fig10, config, never)[2:] == [False] * 3
+    # One temperature is the best of itself, and none outside says nothing.
+    one = fig10.Config(tau=(5.0,))
+    assert judged(fig10, one, {"tau": np.array([5.0])} | histories([1], first_perfect=[1])) == [True]
+    inside = {"tau": np.array([1.0, 5.0])} | histories([2, 1], first_perfect=[1, 1])
+    claims = fig10.claims(fig10.Config(tau=(1.0, 5.0)), inside)
+    assert claims[0].claim == "perfect training accuracy for tau from 0.1 to 10"
+    assert len(claims) == 4
 
 
 def two_models(ours, theirs):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -235,7 +236,13 @@ def test_bad_processes_are_one_line_and_exit_code_2(arguments, message, tmp_path
 
 def test_on_a_tpu_the_default_is_float32_and_float64_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("jax.default_backend", lambda: "tpu")
-    config = cli._with_dtype_of_device(cli.all_experiments()["fig9"].config(), SMALL["fig9"])
-    assert config.dtype == "float32"
+    before = jax.config.jax_enable_x64
+    try:
+        jax.config.update("jax_enable_x64", True)
+        config = cli._with_dtype_of_device(cli.all_experiments()["fig9"].config(), SMALL["fig9"])
+        assert config.dtype == "float32"
+        assert not jax.config.jax_enable_x64
+    finally:
+        jax.config.update("jax_enable_x64", before)
     assert cli.main(["fig9", "--dtype", "float64", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: dtype must be float32 on a TPU, which has no float64.\n"

@@ -19,6 +19,7 @@ from experiments.harness.experiment import (
     Progress,
     UfmConfig,
     check_fields,
+    check_float64,
     part,
     step_in_words,
 )
@@ -57,6 +58,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
+    check_float64(config, "multipliers are exact to 1e-8")
     check_fields(config, {"samples_per_class": 1, "trials": 1, "steps": 1}, ["tau", "tolerance"])
     K = len(config.samples_per_class)
     if K < 2 or config.dim < K:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields, check_float64
 
 TITLE = "deep UFM: linear minima, ReLU models by layer"
 DURATION = "80 s"
@@ -41,6 +41,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
+    check_float64(config, "minima agree to 1e-8")
     lowest = {"factors": 2, "num_classes": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
     check_fields(config, {**lowest, "width": config.num_classes}, ["decay", "tolerance"])
 

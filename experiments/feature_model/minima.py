@@ -46,6 +46,10 @@ class Config(UfmConfig):
     """How minima are found."""
 
 
+_EQUAL = {"float32": "1e-5", "float64": "1e-8"}
+"""The difference up to which two values are equal."""
+
+
 class Setting(NamedTuple):
     """What one of these figures puts into the frame.
 
@@ -167,8 +171,9 @@ def claims(setting: Setting, config: Config, data: Data) -> list[Claim]:
         worst = np.unravel_index(np.nanargmax(gap), gap.shape)
         judged.append(
             Claim(
-                f"every value found over {_symbol(sweep)} at {at} equals {setting.theory}, to 1e-8",
-                bool(np.all(gap <= 1e-8)),
+                f"every value found over {_symbol(sweep)} at {at} equals {setting.theory}, to "
+                f"{_EQUAL[config.dtype]}",
+                bool(np.all(gap <= float(_EQUAL[config.dtype]))),
                 f"largest difference {gap[worst]:.2g}, at {_symbol(sweep)} = {data[sweep][worst[0]]:g}, "
                 f"in {gap.size} trials",
             )
@@ -217,15 +222,15 @@ def _collapse_claim(setting: Setting, config: Config, data: Data) -> list[Claim]
 def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
     """Found minima equal the value at collapse up to the threshold, and fall below it beyond."""
     assert setting.threshold is not None
-    right, sides = True, set()
+    right, sides, equal = True, set(), float(_EQUAL[config.dtype])
     for sweep, i, k, tau in _settings(config):
         below = data[f"at_collapse_by_{sweep}"][i] - data[f"value_by_{sweep}"][i]
         is_collapse = tau <= setting.threshold(config, k)
         sides.add(is_collapse)
         if is_collapse:
-            right &= bool(np.all(np.abs(below) <= 1e-8))
+            right &= bool(np.all(np.abs(below) <= equal))
         else:
-            right &= bool(np.all(below > 1e-8))
+            right &= bool(np.all(below > equal))
     threshold = setting.threshold(config, config.at_num_classes)
     largest = (data["at_collapse_by_tau"][:, None] - data["value_by_tau"]).max()
     return Claim(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields, check_float64
 
 TITLE = "minority collapse against its threshold"
 DURATION = "40 s"
@@ -41,6 +41,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
+    check_float64(config, "certificates reach 1e-9")
     lowest = {"large_classes": 1, "small_classes": 2, "large_size": 2, "small_size": 1, "extra_dim": -1}
     check_fields(config, {**lowest, "trials": 1, "steps": 1}, ["share", "tolerance"])
     if len(config.large_size) != len(config.small_size) or len(set(_totals(config))) != 1:

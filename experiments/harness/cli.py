@@ -102,12 +102,15 @@ def main(arguments: Sequence[str]) -> int:
         experiment.check(config)
         if experiment.networks is not None:
             store.check_kept(config.out, experiment.networks(config), config.reuse)
-        if processes.is_first():
-            writing.check_writable(config.out / experiment.name)
     except ValueError as error:
         return _bad_input(str(error))
     except BrokenPipeError:
         raise
+    except OSError as error:
+        return _bad_input(f"cannot read '{error.filename}': {error.strerror}.")
+    try:
+        if processes.is_first():
+            writing.check_writable(config.out / experiment.name)
     except OSError as error:
         return _bad_input(f"cannot write results into '{error.filename}': {error.strerror}.")
     try:
@@ -272,6 +275,7 @@ def _with_dtype_of_device(config: Any, arguments: Sequence[str]) -> Any:
         return config
     if any(argument.startswith("--dtype") for argument in arguments):
         raise ValueError("dtype must be float32 on a TPU, which has no float64.")
+    jax.config.update("jax_enable_x64", False)
     return dataclasses.replace(config, dtype="float32")
 
 

@@ -173,6 +173,12 @@ def step_in_words(step: float) -> str:
     return f"{step:g}" if np.isfinite(step) else "never"
 
 
+def check_float64(config: UfmConfig, why: str) -> None:
+    """Raises ValueError where `config` is not in float64, in which, in words, `why`."""
+    if config.dtype != "float64":
+        raise ValueError(f"dtype must be float64, in which {why}, but is {config.dtype}.")
+
+
 def check_fields(config: Any, lowest: Mapping[str, float], positive: Sequence[str] = ()) -> None:
     """Raises ValueError where a field is empty, below its lowest value or not positive, or the seed is bad.
 

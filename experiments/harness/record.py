@@ -52,18 +52,25 @@ def keep(results: Path, docs: Path) -> list[str]:
         text = json.dumps(what_matters(run), indent=2, ensure_ascii=False) + "\n"
         writing.write_file(Path(f"{target}.png"), picture)
         writing.write_file(Path(f"{target}.json"), text.encode())
-    keep_networks(results, docs)
-    return skipped
+    return skipped + keep_networks(results, docs)
 
 
-def keep_networks(results: Path, docs: Path) -> None:
-    """Copies finished networks that were trained on CIFAR; those on digits are made again in minutes."""
+def keep_networks(results: Path, docs: Path) -> list[str]:
+    """Copies finished networks that were trained on CIFAR; those on digits are made again in minutes.
+
+    A network that is recorded stays: a sentence on each that was trained again.
+    """
+    again = []
     target = docs / "record" / store.FOLDER
     for file in sorted([*results.glob(f"{store.FOLDER}/*.npz"), *results.glob(f"*/{store.FOLDER}/*.npz")]):
         record = store.read_record(file)
         if record is not None and record["network"]["dataset"].startswith("cifar"):
             target.mkdir(parents=True, exist_ok=True)
-            writing.write_file(target / file.name, file.read_bytes())
+            if not (target / file.name).exists():
+                writing.write_file(target / file.name, file.read_bytes())
+            elif (target / file.name).read_bytes() != file.read_bytes():
+                again.append(f"{file} is left out: the record has this network of another training.")
+    return again
 
 
 def what_matters(run: Run) -> dict:

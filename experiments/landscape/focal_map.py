@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import chunks
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields
+from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_fields, check_float64
 
 TITLE = "focal loss: where collapse is proved optimal"
 DURATION = "30 s"
@@ -35,8 +35,7 @@ class Config(UfmConfig):
 def check(config: Config) -> None:
     lowest = {"num_classes": 2, "resolution": 2, "trials": 1, "steps": 1, "gamma": 0}
     check_fields(config, lowest, positive=["tau"])
-    if config.dtype != "float64":
-        raise ValueError(f"dtype must be float64, in which values agree to 1e-12, but is {config.dtype}.")
+    check_float64(config, "values agree to 1e-12")
 
 
 def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = None) -> Data:

@@ -21,6 +21,7 @@ from experiments.harness.experiment import (
     Progress,
     UfmConfig,
     check_fields,
+    check_float64,
     check_one_for_each,
 )
 
@@ -68,10 +69,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
-    if config.dtype != "float64":
-        raise ValueError(
-            f"dtype must be float64, in which gradients reach {CRITICAL:g}, but is {config.dtype}."
-        )
+    check_float64(config, f"gradients reach {CRITICAL:g}")
     lowest = {"num_classes": 2, "samples_per_class": 1, "dim": 3, "imbalance": 0, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
     check_one_for_each(config, *SIZE)

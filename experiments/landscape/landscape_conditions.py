@@ -15,6 +15,7 @@ from experiments.harness.experiment import (
     Progress,
     UfmConfig,
     check_fields,
+    check_float64,
     check_one_for_each,
 )
 
@@ -48,10 +49,7 @@ class Config(UfmConfig):
 
 
 def check(config: Config) -> None:
-    if config.dtype != "float64":
-        raise ValueError(
-            f"dtype must be float64, in which minima are told from saddles, not {config.dtype}."
-        )
+    check_float64(config, "minima are told from saddles")
     lowest = {"num_classes": 2, "dim": 2, "samples_per_class": 1, "trials": 1, "steps": 1}
     check_fields(config, lowest, positive=["tau"])
     check_one_for_each(config, "num_classes", "dim")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.harness import plotting
-from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_ufm
+from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_float64, check_ufm
 
 TITLE = "the loss on planes through a saddle, ways down"
 DURATION = "20 s"
@@ -21,7 +21,8 @@ class Config(UfmConfig):
     """A saddle where two pairs of four classes are merged, or one where all classifiers are equal."""
 
     saddle: Literal["merged", "rank_one"] = "merged"
-    """Which saddle: the first two classes merged and the next two, and so on, or all classifiers equal."""
+    """Which saddle: the first two classes merged and the next two, and so on, whatever the seed, or all
+    classifiers equal, with features that the seed draws."""
     num_classes: int = 4
     """Number of classes, K, at least 3 for merged classes."""
     samples_per_class: int = 3
@@ -42,8 +43,7 @@ class Config(UfmConfig):
 
 def check(config: Config) -> None:
     check_ufm(config)
-    if config.dtype != "float64":
-        raise ValueError(f"dtype must be float64, in which saddles are exact, but is {config.dtype}.")
+    check_float64(config, "saddles are exact")
     if config.num_classes < 3 and config.saddle == "merged":
         raise ValueError(f"num_classes must be at least 3 to merge some, but is {config.num_classes}.")
     if config.dim <= config.num_classes:

@@ -53,9 +53,10 @@ def claims(config: Config, data: Data) -> list[Claim]:
     judged = []
     if moderate.any():
         perfect = final["accuracy"] == 1
+        outside = "" if moderate.all() else ", and not outside"
         judged.append(
             Claim(
-                "perfect training accuracy for tau from 0.1 to 10, and not outside",
+                f"perfect training accuracy for tau from 0.1 to 10{outside}",
                 bool(np.all(perfect == moderate)),
                 by_tau(tau, final["accuracy"], "final accuracy"),
             )
@@ -70,7 +71,7 @@ def claims(config: Config, data: Data) -> list[Claim]:
         )
     for name in ("nc1", "nc2", "nc3"):
         best = tau[np.nanargmin(final[name])] if not np.isnan(final[name]).all() else np.nan
-        if 5 in tau:
+        if 5 in tau and len(tau) > 1:
             judged.append(
                 Claim(
                     f"the best {name.upper()} is at tau = 5",
