@@ -6,7 +6,7 @@ import numpy as np
 import pymanopt.manifolds as peers
 import pytest
 
-from ufm_jax.riemannian.manifolds import Euclidean, Manifold, Oblique, Product, Stiefel
+from ufm_jax.riemannian.manifolds import Euclidean, Grassmann, Manifold, Oblique, Product, Stiefel
 
 
 class Adapter:
@@ -81,6 +81,8 @@ PAIRS = {
     "oblique": (Adapter(Oblique(), _VECTORS, 1, columns=True), peers.Oblique(4, 6)),
     "stiefel": (Adapter(Stiefel(), np.zeros((6, 3)), 2), peers.Stiefel(6, 3)),
     "stiefels": (Adapter(Stiefel(), np.zeros((2, 6, 3)), 3), peers.Stiefel(6, 3, k=2)),
+    "grassmann": (Adapter(Grassmann(), np.zeros((6, 3)), 5), peers.Grassmann(6, 3)),
+    "grassmanns": (Adapter(Grassmann(), np.zeros((2, 6, 3)), 6), peers.Grassmann(6, 3, k=2)),
     "product": (
         Adapter(Product([Stiefel(), Euclidean()]), _PAIR, 4),
         peers.Product([peers.Stiefel(5, 3), peers.Euclidean(2, 3)]),
@@ -118,7 +120,7 @@ def test_sizes_are_those_of_pymanopt(pair):
     assert ours.dim == theirs.dim
 
 
-@pytest.mark.parametrize("name", ["oblique", "stiefel"])
+@pytest.mark.parametrize("name", ["oblique", "stiefel", "grassmann"])
 def test_the_scale_is_that_of_pymanopt(name):
     ours, theirs = PAIRS[name]
     np.testing.assert_allclose(ours.typical_dist, theirs.typical_dist)

@@ -9,14 +9,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.linalg
 
 import ufm_jax as ufm
 from tests.shared.marks import few
 from ufm_jax import riemannian
-from ufm_jax.riemannian import lbfgs
-from ufm_jax.riemannian.manifolds import Euclidean, Fixed, Oblique, Product, Stiefel, Weighted
+from ufm_jax.riemannian import lbfgs, manifolds
+from ufm_jax.riemannian.manifolds import Euclidean, Fixed, Grassmann, Oblique, Product, Stiefel, Weighted
 
 SOLVERS = {
     "gradient_descent": ufm.solvers.gradient_descent(),
@@ -90,6 +91,7 @@ def max_cut_by_admm(iterations=3000):
 LEADING = np.linalg.eigvalsh(MATRIX)[::-1]
 FUNCTIONS = {
     "eigenvectors": (eigenvectors, Stiefel(), jnp.zeros((8, 3)), -LEADING[:3].sum()),
+    "subspace": (eigenvectors, Grassmann(), jnp.zeros((8, 3)), -LEADING[:3].sum()),
     "brockett": (brockett, Stiefel(), {"X": jnp.zeros((8, 3))}, -SCALES @ LEADING[:3]),
     "rosenbrock": (rosenbrock, Euclidean(), jnp.zeros(10), 0.0),
     "max_cut": (cut, Oblique(), jnp.zeros((20, 8)), None),
@@ -380,6 +382,17 @@ def test_weights_of_weights_multiply():
     np.testing.assert_allclose(nested.typical_distance(x), Weighted(Oblique(), 6.0).typical_distance(x))
 
 
+def test_a_weighted_product_has_the_scale_of_the_product_of_weighted_manifolds():
+    """The weights of constants, and of how many entries an array has, do not count."""
+    parts, x = (Oblique(), Fixed(), Stiefel()), (jnp.eye(3), jnp.zeros(10_000), jnp.eye(4)[:, :2])
+    weights = (jnp.array([[100.0], [1.0], [4.0]]), 1.0, 9)
+    of_product = Weighted(Product(parts), weights).typical_distance(x)
+    product_of = Product(tuple(map(Weighted, parts, weights))).typical_distance(x)
+    np.testing.assert_allclose([of_product, product_of], (np.pi**2 * 105 + 9 * 2) ** 0.5)
+    narrow = jax.eval_shape(Weighted(Product(parts), weights).typical_distance, jax.tree.map(np.float32, x))
+    assert narrow.dtype == np.float32
+
+
 def test_numpy_points_are_taken_in_the_dtype_that_jax_has():
     start = np.zeros(2)
     with jax.enable_x64(False):
@@ -396,6 +409,7 @@ MANIFOLDS = {
     "euclidean": (Euclidean(), jnp.zeros((3, 4))),
     "oblique": (Oblique(), jnp.zeros((3, 4))),
     "stiefel": (Stiefel(), jnp.zeros((2, 5, 3))),
+    "grassmann": (Grassmann(), jnp.zeros((2, 5, 3))),
     "product": (
         Product({"a": Oblique(), "b": Stiefel()}),
         {"a": jnp.zeros((2, 3)), "b": jnp.zeros((4, 2))},
@@ -416,14 +430,32 @@ def test_the_manifolds_and_the_derivatives_on_them_are_right(name):
     target = manifold.random_point(keys[2], like)
 
     def cost(x):
-        return sum(
-            jnp.sum(jnp.sin(a * b) + a**3) for a, b in zip(*map(jax.tree.leaves, (x, target)), strict=True)
-        )
+        of_subspaces = manifold == Grassmann()
+        both = [x @ jnp.swapaxes(x, 1, 2) if of_subspaces else x for x in (x, target)]
+        return sum(jnp.sum(jnp.sin(a * b) + a**3) for a, b in zip(*map(jax.tree.leaves, both), strict=True))
 
     for check in (riemannian.check_gradient, riemannian.check_hessian):
         found = check(ufm.Objective(cost, manifold), point, keys[1])
         assert found.passed, found.message
         assert abs(found.slope - found.expected_slope) < 0.1
+
+
+def test_a_cost_that_depends_on_the_basis_of_a_subspace_is_told(key):
+    objective = ufm.Objective(brockett, Grassmann())
+    point = {"X": Grassmann().random_point(key, jnp.zeros((8, 3)))}
+    found = riemannian.check_hessian(objective, point, jax.random.key(1))
+    assert not found.passed
+    assert "not symmetric" in found.message
+
+
+def test_the_hessian_on_subspaces_is_regular_at_the_minimum():
+    """The spectrum of -trace(X^T A X) there: twice the differences of eigenvalues."""
+    values, vectors = np.linalg.eigh(MATRIX)
+    leading = jnp.asarray(vectors[:, -3:])
+    expected = np.sort(2 * (values[-3:, None] - values[:-3]).ravel())
+    for manifold, zeros in [(Grassmann(), 0), (Stiefel(), 3)]:
+        found = ufm.riemannian.curvature.spectrum(ufm.Objective(eigenvectors, manifold), leading)
+        np.testing.assert_allclose(found, np.r_[np.zeros(zeros), expected], atol=1e-12)
 
 
 @jax.tree_util.register_static
@@ -647,11 +679,12 @@ def test_solvers_take_variables_of_any_size():
     assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, "lbfgs, another search"])
 def test_a_start_near_the_minimum_is_no_stall(solver):
     objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), Euclidean())
     start = 1 + jnp.array([1e-9, 2e-9])
-    found = ufm.minimize(objective, start, SOLVERS[solver], tolerance=1e-12)
+    another = ufm.solvers.lbfgs(line_search=ufm.solvers.adaptive())
+    found = ufm.minimize(objective, start, SOLVERS.get(solver, another), tolerance=1e-12)
     assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
 
 
@@ -782,6 +815,42 @@ def test_gradient_descent_tries_a_first_step_again_before_it_stalls():
     np.testing.assert_array_equal(stuck.iterate.point, state.iterate.point)
     assert not stuck.stalled
     assert solver.step(objective, stuck).iterate.value < state.iterate.value
+
+
+@pytest.mark.parametrize("contraction_factor", [0.5, 0.95])
+def test_an_adaptive_search_that_fails_tries_shorter_steps_next(contraction_factor):
+    """Twice the last step was farther out than the first, where ten contractions do not halve it."""
+    objective = ufm.Objective(lambda x: 1e4 * jnp.sum(x**2) / 2, Euclidean())
+    search = ufm.solvers.adaptive(contraction_factor=contraction_factor)
+    solver = ufm.solvers.gradient_descent(search)
+    found = ufm.minimize(objective, jnp.ones(2), solver, max_steps=100, tolerance=1e-6)
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+
+
+def test_a_step_that_lowers_nothing_is_none():
+    """From 1 the step of length 2 on x^2 ends at -1, as high, which a decrease of 0 would call enough."""
+    objective = ufm.Objective(lambda x: x**2, Euclidean())
+    search = ufm.solvers.backtracking(sufficient_decrease=0.0, initial_step_size=2.0)
+    found = ufm.minimize(objective, jnp.array(1.0), ufm.solvers.gradient_descent(search))
+    assert ufm.Status(int(found.status)) == ufm.Status.CONVERGED
+
+
+def test_no_step_is_so_long_that_it_ends_off_the_sphere():
+    """In float32 the square of 1e20 is infinite, and a point over it was 0, as low as nothing else."""
+    objective = ufm.Objective(lambda x: x @ (jnp.arange(1, 4, dtype=x.dtype) * x), Oblique())
+    start = manifolds.normalize(jnp.ones(3, jnp.float32))
+    far = ufm.minimize(objective, start, ufm.solvers.from_optax(optax.sgd(1e20)))
+    assert ufm.Status(int(far.status)) == ufm.Status.STALLED
+    np.testing.assert_array_equal(far.point, start)
+    search = ufm.solvers.backtracking(initial_step_size=1e20, max_iterations=100)
+    near = ufm.minimize(objective, start, ufm.solvers.gradient_descent(search), tolerance=1e-3)
+    np.testing.assert_allclose(near.value, 1, atol=1e-5)
+
+
+def test_the_first_radius_is_at_most_the_largest():
+    objective = ufm.Objective(lambda x: jnp.sum((x - 100) ** 2), Euclidean())
+    solver = ufm.solvers.trust_region(initial_radius=10.0)
+    assert solver.init(objective, jnp.zeros(4)).radius == 2
 
 
 def test_a_tangent_of_the_key_that_drew_the_point_is_tangent(key):
@@ -958,6 +1027,8 @@ def test_a_run_in_pieces_is_one_run_where_the_cost_cancels_to_zero(solver):
         ufm.solvers.conjugate_gradient(line_search=ufm.solvers.adaptive(np.float64(0.5))),
         ufm.solvers.lbfgs(line_search=ufm.solvers.unit_step(np.float64(0.5)), caution=np.float64(1e-8)),
         ufm.solvers.trust_region(max_radius=np.float64(1.0), theta=np.float64(1.0)),
+        ufm.solvers.from_optax(optax.sgd(np.float64(0.1), momentum=np.float64(0.9))),
+        ufm.solvers.from_optax(optax.adam(np.float64(0.1))),
     ],
 )
 def test_numbers_of_numpy_do_not_widen_a_run_in_float32(solver):

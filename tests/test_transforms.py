@@ -144,3 +144,30 @@ def test_bad_arguments_are_one_sentence():
     for transform in (transforms.project_to_sphere(), transforms.riemannian_sgd(0.1)):
         with pytest.raises(ValueError, match="call update with params"):
             transform.update(jnp.ones(3), transform.init(jnp.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (transforms.riemannian_sgd, {"learning_rate": 0.1, "momentum": 0.9, "radius": 2.0}),
+        (transforms.project_to_sphere, {"radius": 2.0}),
+        (transforms.riemannian_trace, {"decay": 0.9}),
+    ],
+)
+def test_numbers_may_be_injected(make, numbers):
+    x, gradient = matrices(3, (3, 5), np.float64)
+    static = ("axis", *(("accumulator_dtype",) if make is not transforms.project_to_sphere else ()))
+    injected = optax.inject_hyperparams(make, static_args=static)(**numbers)
+    found, _ = jax.jit(injected.update)(gradient, injected.init(x), x)
+    plain = make(**numbers)
+    np.testing.assert_allclose(found, plain.update(gradient, plain.init(x), x)[0], atol=1e-14)
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(None, "bfloat16"), ("float32", "float32")])
+def test_the_momentum_keeps_its_dtype(kept, expected):
+    x, gradient = matrices(3, (3, 5), jnp.float32)
+    x = x.astype(jnp.bfloat16)
+    optimizer = transforms.riemannian_trace(np.float64(0.9), accumulator_dtype=kept)
+    state = optimizer.init(x)
+    _, after = optimizer.update(gradient, state, x)
+    assert state.trace.dtype == after.trace.dtype == expected

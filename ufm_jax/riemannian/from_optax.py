@@ -60,8 +60,14 @@ class FromOptax(Solver):
     def step(self, objective: Objective, state: FromOptaxState) -> FromOptaxState:
         old, manifold = state.iterate, objective.manifold
         updates, optimizer = self.transformation.update(old.gradient, state.optimizer, old.point)
+        # As `optax.apply_updates`: numbers of a transformation may be wider than the point.
+        updates, optimizer = _cast(updates, old.point), _cast(optimizer, state.optimizer)
         tangent = manifold.project(old.point, updates)
         new = iterate_at(objective, objective.evaluate(manifold.retract(old.point, tangent)))
         is_finite = jnp.isfinite(new.value)
         kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
         return FromOptaxState(kept, optimizer, ~is_finite)
+
+
+def _cast(tree: Tree, like: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)

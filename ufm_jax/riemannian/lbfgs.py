@@ -106,13 +106,17 @@ class LBFGS(Solver):
         change = optax.tree.sub(new.gradient, manifold.transport(old.point, new.point, old.gradient))
         told = _with_pair(memory, step, change, self.caution, manifold, new)
         # A search that failed along a quasi-Newton direction starts again from the gradient.
-        afresh = _no_memory(new, self.memory_size)
+        fails, has_pairs = ~found.moved, memory.pairs > 0
         return LBFGSState(
             new,
-            jax.tree.map(lambda a, b: jnp.where(found.moved, a, b), told, afresh),
-            found.state,
-            ~found.moved & (memory.pairs == 0),
+            _where(fails, _no_memory(new, self.memory_size), told),
+            _where(fails & has_pairs, self.line_search.init(new.value.dtype), found.state),
+            found.exhausted & ~has_pairs,
         )
+
+
+def _where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _no_memory(iterate: Iterate, size: int) -> Memory:

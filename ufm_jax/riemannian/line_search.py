@@ -142,7 +142,7 @@ class Adaptive(LineSearch):
     """Backtracking from the last step, or twice it, as pymanopt's AdaptiveLineSearcher.
 
     The next search starts from the step this one accepted if it contracted once, and from twice that
-    step otherwise, so that a search tries two steps on average.
+    step otherwise, so that a search tries two steps on average; after a failure, from the last one tried.
 
     Args:
         contraction_factor: each failed step is multiplied by this, in (0, 1).
@@ -177,7 +177,7 @@ class Adaptive(LineSearch):
         moved = trial.change < 0
         # Ten contractions may be too few for a first step: the next search contracts further.
         exhausted = ~moved & _is_last(self, trial.step, objective, iterate, direction)
-        next_guess = jnp.where(trial.attempts == 2, trial.step, 2 * trial.step)
+        next_guess = jnp.where(moved & (trial.attempts != 2), 2 * trial.step, trial.step)
         return Found(trial.evaluation, trial.step, moved, exhausted, next_guess)
 
 
@@ -257,7 +257,9 @@ def _contracted(
 
     def is_rejected(trial):
         # Negated, so that a change that is not a number is rejected too.
-        insufficient = ~(trial.change <= search.sufficient_decrease * trial.step * slope)
+        insufficient = ~(
+            (trial.change <= search.sufficient_decrease * trial.step * slope) & (trial.change < 0)
+        )
         # The last contraction need only lower the cost; if it does not, the search stays where it was.
         fails = (trial.attempts == search.max_iterations + 1) & ~(trial.change < 0)
         return insufficient & ((trial.attempts <= search.max_iterations) | fails)

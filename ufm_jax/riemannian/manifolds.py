@@ -5,6 +5,7 @@ A manifold carries no shapes of its own: the arrays do. It acts on any pytree, l
 - `Euclidean` constrains nothing,
 - `Oblique` puts every row (the last axis) on the unit sphere,
 - `Stiefel` makes the columns of every matrix (the last two axes) orthonormal,
+- `Grassmann` does too, and takes such a matrix for the subspace that its columns span,
 - `Fixed` lets nothing move,
 - `Product` gives each branch of the pytree a manifold of its own,
 - `Weighted` is another manifold with its inner product weighted.
@@ -86,8 +87,12 @@ def normalize(rows: jax.Array) -> jax.Array:
 
 
 def _unit(rows: jax.Array) -> jax.Array:
-    """`rows / |rows|`, written as XLA would rewrite it in some programs and not in others."""
-    return rows * jax.lax.rsqrt(_row_inner(rows, rows))
+    """`rows / |rows|`, written as XLA would rewrite it in some programs and not in others.
+
+    It is not a number where the square is not finite, so that solvers refuse such a step.
+    """
+    square = _row_inner(rows, rows)
+    return rows * jax.lax.rsqrt(jnp.where(jnp.isfinite(square), square, jnp.nan))
 
 
 def _row_inner(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -259,9 +264,13 @@ class Manifold:
             )
         return dimension
 
+    def typical_distances(self, point: Tree) -> Tree:
+        """The scale of the manifold of each array apart."""
+        return jax.tree.map(lambda x: self.typical_distance_leaf(x.shape), point)
+
     def typical_distance(self, point: Tree) -> jax.Array | float:
         """The scale of the manifold, the trust region's largest radius (pymanopt's `typical_dist`)."""
-        return math.sqrt(sum(self.typical_distance_leaf(x.shape) ** 2 for x in jax.tree.leaves(point)))
+        return sum(x**2 for x in jax.tree.leaves(self.typical_distances(point))) ** 0.5
 
     def check_point(self, point: Tree) -> None:
         """Raises ValueError where `point` is off the manifold by more than rounding (outside `jit`).
@@ -523,6 +532,35 @@ class Stiefel(Manifold):
         return math.sqrt(math.prod(shape[:-2]) * shape[-1])
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Grassmann(Stiefel):
+    """Subspaces: an array (..., n, p), p <= n, of orthonormal columns stands for the space that they span.
+
+    For costs that are the same for all bases of a space, `f(X Q) = f(X)` with Q orthogonal: on `Stiefel`
+    their Hessian is singular along such rotations, here tangent vectors are perpendicular to them. Of other
+    costs `check_hessian` says that the Hessian is not symmetric. Points, the retraction and the
+    exponential are those of `Stiefel`.
+
+    Example:
+        >>> A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
+        >>> objective = ufm.Objective(lambda X: -jnp.trace(X.T @ A @ X), ufm.manifolds.Grassmann())
+        >>> start = objective.manifold.random_point(jax.random.key(0), jnp.zeros((3, 2)))
+        >>> print(f"{ufm.minimize(objective, start, ufm.solvers.trust_region(), tolerance=1e-3).value:.4f}")
+        -5.0000
+
+    Reference: Absil, Mahony, Sepulchre, *Riemannian Geometry of Grassmann Manifolds with a View on
+    Algorithmic Computation*, Acta Appl. Math. 2004.
+    """
+
+    def project_leaf(self, x, v):
+        return v - matmul(x, matmul(_transpose(x), v))
+
+    def dimension_leaf(self, shape):
+        *batch, n, p = shape
+        return math.prod(batch) * p * (n - p)
+
+
 def _transpose(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2)
 
@@ -605,8 +643,8 @@ class Product(Manifold):
     def dimension(self, point: Tree) -> int:
         return sum(self._branches("dimension", point))
 
-    def typical_distance(self, point: Tree) -> jax.Array | float:
-        return sum(x**2 for x in self._branches("typical_distance", point)) ** 0.5
+    def typical_distances(self, point: Tree) -> Tree:
+        return self._map("typical_distances", point)
 
     def check_point(self, point: Tree) -> None:
         for manifold in jax.tree.leaves(self.manifolds, is_leaf=_is_manifold):
@@ -705,10 +743,14 @@ class Weighted(Manifold):
     def dimension(self, point: Tree) -> int:
         return self.manifold.dimension(point)
 
-    def typical_distance(self, point: Tree) -> jax.Array | float:
-        ones = optax.tree.ones_like(point)
-        weighted = optax.tree.norm(self._scaled(ones, 0.5)) / optax.tree.norm(ones)
-        return self.manifold.typical_distance(point) * weighted
+    def typical_distances(self, point: Tree) -> Tree:
+        def weighted(w: jax.Array, distance: jax.Array | float, x: jax.Array) -> jax.Array:
+            # Squares add up over the points of an array, which are of one size.
+            w = jnp.asarray(w, x.dtype)
+            return distance * (jnp.sum(w) / max(w.size, 1)) ** 0.5
+
+        weights = jax.tree.broadcast(self.weights, point)
+        return jax.tree.map(weighted, weights, self.manifold.typical_distances(point), point)
 
     def check_point(self, point: Tree) -> None:
         self.manifold.check_point(point)

@@ -3,11 +3,18 @@
 `project_to_sphere` is the paper's way: any optimizer takes its step, and the result is scaled back onto the
 sphere. `riemannian_sgd` is its sibling on the manifold, where gradient and momentum are tangent vectors.
 Parameters are pytrees; every vector along `axis` of every leaf is one point. To constrain some leaves only,
-wrap in `optax.masked`:
+wrap a link of a chain in `optax.masked`; of a whole optimizer, such as `riemannian_sgd`, make a part of
+`optax.partition`, since what is masked would leave the gradients of the others as they are:
 
     >>> is_direction = {"encoder": False, "head": True}
     >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(), is_direction)
     >>> optimizer = optax.chain(optax.sgd(0.05, momentum=0.9), on_sphere)
+    >>> sibling = optax.partition(
+    ...     {True: ufm.transforms.riemannian_sgd(0.05, momentum=0.9), False: optax.sgd(0.05, momentum=0.9)},
+    ...     is_direction,
+    ... )
+
+`optax.inject_hyperparams` needs `static_args=("axis", "accumulator_dtype")`, as far as they are arguments.
 
 Reference: Absil, Mahony, Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), sections 3.6, 4.1
 and 8.1.
@@ -18,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from ufm_jax import _checks
 from ufm_jax.riemannian.manifolds import Oblique, Tree, normalize
@@ -64,7 +72,9 @@ class RiemannianTraceState(NamedTuple):
     trace: Tree
 
 
-def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformation:
+def riemannian_trace(
+    decay: float, axis: int = -1, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformation:
     """Momentum on the sphere: `optax.trace` with gradient and momentum in the tangent space.
 
     At the parameters x the update is `m = P g + decay P m_before`, with P the projection onto the tangent
@@ -73,6 +83,7 @@ def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformati
     Args:
         decay: of the momentum, in [0, 1].
         axis: axis of each leaf along which its vectors lie.
+        accumulator_dtype: of the momentum that is kept; that of the parameters if None.
 
     Returns:
         A transformation whose `update` needs `params`, on a sphere of any radius.
@@ -94,20 +105,25 @@ def riemannian_trace(decay: float, axis: int = -1) -> optax.GradientTransformati
         return jnp.moveaxis(Oblique().project(normalize(points), vectors), -1, axis)
 
     def init(params: Tree) -> RiemannianTraceState:
-        return RiemannianTraceState(optax.tree.zeros_like(params))
+        return RiemannianTraceState(optax.tree.zeros_like(params, dtype=accumulator_dtype))
 
     def update(
         updates: Tree, state: RiemannianTraceState, params: Tree | None = None
     ) -> tuple[Tree, RiemannianTraceState]:
         accumulated = jax.tree.map(lambda g, m: g + decay * m, updates, state.trace)
         momentum = jax.tree.map(to_tangent, _required(params), accumulated)
-        return momentum, RiemannianTraceState(momentum)
+        kept = jax.tree.map(lambda m, before: m.astype(before.dtype), momentum, state.trace)
+        return momentum, RiemannianTraceState(kept)
 
     return optax.GradientTransformation(init, update)
 
 
 def riemannian_sgd(
-    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.0, radius: float = 1.0, axis: int = -1
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.0,
+    radius: float = 1.0,
+    axis: int = -1,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent on spheres, with momentum in the tangent space.
 
@@ -118,6 +134,7 @@ def riemannian_sgd(
         momentum: decay of the momentum, in [0, 1].
         radius: of the sphere, positive.
         axis: axis of each leaf along which its vectors lie.
+        accumulator_dtype: of the momentum that is kept; that of the parameters if None.
 
     Returns:
         A transformation whose `update` needs `params`.
@@ -133,7 +150,7 @@ def riemannian_sgd(
         [0.26  0.966]
     """
     return optax.chain(
-        riemannian_trace(momentum, axis),
+        riemannian_trace(momentum, axis, accumulator_dtype),
         optax.scale_by_learning_rate(learning_rate),
         project_to_sphere(radius, axis),
     )

@@ -107,7 +107,7 @@ class TrustRegion(Solver):
     Args:
         max_radius: largest radius; the manifold's `typical_distance` if None, which in a Euclidean space is
             the root of the dimension, whatever the size of the variables.
-        initial_radius: the first; an eighth of the largest if None.
+        initial_radius: the first, at most the largest; an eighth of it if None.
         rho_prime: accept a step whose decrease is more than this share of the predicted one, in [0, 1/4).
         kappa: the inner iteration ends once its residual is at most
             `|gradient| min(|gradient|^theta, kappa)`, in (0, 1).
@@ -158,7 +158,7 @@ class TrustRegion(Solver):
     def init(self, objective: Objective, point: Tree) -> TrustRegionState:
         iterate, euclidean_gradient = _complete(objective, objective.evaluate(point))
         largest = self._largest_radius(objective, point)
-        first = largest / 8 if self.initial_radius is None else self.initial_radius
+        first = largest / 8 if self.initial_radius is None else jnp.minimum(self.initial_radius, largest)
         radius = jnp.asarray(first, iterate.value.dtype)
         nothing_yet = (jnp.int32(0), jnp.int32(InnerStop.NOT_RUN))
         return TrustRegionState(iterate, euclidean_gradient, radius, jnp.array(False), *nothing_yet)
