@@ -9,8 +9,15 @@ import optax
 import pytest
 
 import ufm_jax as ufm
-from experiments.speed.peers.pymanopt_solvers import pymanopt_run, pymanopt_trust_region_costs
-from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of
+from tests.shared.descents import (
+    DIM,
+    LABELS,
+    PROBLEMS,
+    K,
+    costs_of,
+    pymanopt_run,
+    pymanopt_trust_region_costs,
+)
 from tests.shared.marks import few
 from ufm_jax.riemannian import Status
 from ufm_jax.riemannian.line_search import change_of_cost

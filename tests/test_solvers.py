@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import ufm_jax as ufm
-from experiments.speed.peers.pymanopt_solvers import pymanopt_run
-from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of
+from tests.shared.descents import DIM, LABELS, PROBLEMS, K, costs_of, pymanopt_run
 from tests.shared.marks import few
 from ufm_jax.riemannian import Status
 

@@ -79,8 +79,7 @@ def our_epoch(config: Config, images: np.ndarray, labels: np.ndarray) -> Callabl
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return training.train_epoch(setup, data, state, config.seed, 0)[0]
+        return training.train_epoch(setup, data, state, config.seed, 0)[0]
 
     state = training.init(setup, data, config.seed, 1.0)
 
