@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ufm_jax import theory
+from ufm_jax import metrics, theory
+from ufm_jax.metrics.whitening import whitening_in_single_precision, whitening_of
 
 FRAME, SQUARE, NOISE = (
     jax.random.normal(key, shape)
@@ -85,3 +86,63 @@ def test_label_smoothing_without_smoothing_has_a_derivative():
     value, slope = jax.value_and_grad(lambda a: theory.label_smoothing_minimum(10, 1.0, a))(0.0)
     np.testing.assert_allclose(value, theory.cross_entropy_minimum(10, 1.0), rtol=1e-14)
     np.testing.assert_allclose(slope, 1, rtol=1e-12)  # (K-1)/K of the margin, K tau/(K-1).
+
+
+def means_of(case):
+    """Centred class means (K, d) of four classes, and a direction that keeps their rank."""
+    generator = np.random.default_rng(1)
+    shape = (4, 3) if case in ("more classes", "a dead dimension") else (4, 6)
+    means, change = generator.normal(size=(2, *shape))
+    if case == "a dead dimension":
+        means[:, 0] = change[:, 0] = 0
+    if case == "two equal means":
+        means[1], change[1] = means[0], change[0]
+    if case == "a simplex":  # All its singular values are equal.
+        means = np.asarray(theory.simplex_etf(4, 6))
+    return [jnp.asarray(x - x.mean(0)) for x in (means, change)]
+
+
+@pytest.mark.parametrize("precision", ["double", "single"])
+@pytest.mark.parametrize(
+    "case", ["fewer classes", "more classes", "a dead dimension", "two equal means", "a simplex"]
+)
+def test_the_whitening_has_a_derivative(case, precision):
+    """Also where the means do not span their space, or their singular values are equal."""
+    means, change = means_of(case)
+    apart = jnp.asarray(np.random.default_rng(2).normal(size=(5, means.shape[1])))
+
+    def variability(means):
+        if precision == "double":
+            rows = whitening_of(means, jnp.ones(len(means)))
+        else:
+            rows = whitening_in_single_precision(means, jnp.array(0.0))
+        return jnp.sum((apart @ rows.T) ** 2)
+
+    def by_numpy(t):
+        moved = np.asarray(means + t * change)
+        return len(moved) * np.trace(apart @ np.linalg.pinv(moved.T @ moved, 1e-9) @ apart.T)
+
+    expected = (by_numpy(1e-5) - by_numpy(-1e-5)) / 2e-5
+    value, gradient = jax.value_and_grad(variability)(means)
+    np.testing.assert_allclose(value, by_numpy(0.0), rtol=1e-9)
+    if case == "more classes" and precision == "single":  # Its last value counts as zero: another function.
+        return
+    np.testing.assert_allclose(jnp.sum(gradient * change), expected, rtol=1e-6)
+
+
+def test_nc1_has_a_derivative_where_a_unit_is_dead():
+    generator = np.random.default_rng(3)
+    features = np.maximum(generator.normal(size=(40, 6)), 0)
+    features[:, 2] = 0
+    gradient = jax.grad(lambda x: metrics.nc1(x, np.arange(40) % 10, 10))(features)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [metrics.equinorm, metrics.equiangularity, metrics.maximal_angle, metrics.nc2],
+)
+def test_metrics_of_a_classifier_have_a_derivative_at_a_zero_row(metric):
+    W = jnp.asarray(np.random.default_rng(4).normal(size=(4, 5))).at[1].set(0)
+    assert np.all(np.isfinite(jax.grad(metric)(W)))

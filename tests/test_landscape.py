@@ -484,3 +484,16 @@ def test_the_tolerance_of_a_certificate_decides_what_is_critical():
     assert 1e-6 < found[0.1].gradient_norm < 0.1
     assert [bool(x.is_critical) for x in found.values()] == [False, True]
     assert [bool(x.is_global_minimum) for x in found.values()] == [False, True]
+
+
+@pytest.mark.parametrize(("dtype", "tau", "tolerance"), [("float32", 0.01, 1e-3), ("float64", 1e-4, 1e-8)])
+def test_a_saddle_of_small_tau_curves_down_once_the_tolerance_allows(dtype, tau, tolerance):
+    """Its margin is -tanh(tau), which the default tolerance takes for rounding."""
+    problem = ufm.normalized(ufm.balanced_labels(4, 3), 4, tau=tau)
+    saddle = ufm.saddles.merged_classes(problem, jnp.array([0, 0, 1, 1]), dim=6)
+    saddle = jax.tree.map(lambda x: x.astype(dtype), saddle)
+    assert landscape.negative_curvature(problem, saddle).curvature == 0
+    found = landscape.negative_curvature(problem, saddle, tolerance)
+    lowest, _ = landscape.certificate_matrix(problem, saddle).smallest_eigenpair()
+    np.testing.assert_allclose(found.curvature, tau * lowest, rtol=1e-3)
+    assert found.curvature < 0

@@ -248,3 +248,9 @@ def test_a_partial_may_be_marked_as_convex():
     assert losses.is_convex(marked)
     assert losses.is_convex(ufm.normalized(ufm.balanced_labels(3, 2), 3, loss=marked).loss)
     assert not losses.is_convex(functools.partial(hinge, margin=1.0))
+
+
+def test_targets_of_short_floats_have_sums_of_their_rounding():
+    third = jnp.full((1, 3), 1 / 3, jnp.bfloat16)  # 1.002 together.
+    for loss in (losses.cross_entropy, losses.label_smoothing):
+        np.testing.assert_allclose(loss(jnp.zeros((1, 3), jnp.float32), third), np.log(3), rtol=5e-3)

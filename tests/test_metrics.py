@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import ufm_jax as ufm
 from tests.shared.formulas import reference_cdnv, reference_nc1, reference_nc2, reference_nc3, reference_nc4
-from ufm_jax import metrics
+from ufm_jax import metrics, streaming
 
 
 def case(name, seed, dtype):
@@ -361,3 +361,33 @@ def test_metrics_run_inside_a_shard_map():
     )
     expected = [metrics.nc1(features[i : i + 6], labels[i : i + 6], 3) for i in (0, 6)]
     np.testing.assert_allclose(nc1, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("broken", ["W", "bias"])
+def test_a_classifier_that_is_no_number_decides_nothing(broken):
+    W, bias = np.eye(2), np.zeros(2)
+    (W if broken == "W" else bias)[1] = np.nan
+    features, labels = np.eye(2)[[0, 0, 1, 1]], [0, 0, 1, 1]
+    assert np.isnan(metrics.nc4(W, features, labels, bias=bias))
+    assert np.isnan(metrics.accuracy(W, features, labels, bias=bias))
+    with pytest.raises(ValueError, match=f"{broken} must be finite"):
+        metrics.measure(features, labels, W, bias=bias)
+    with pytest.raises(ValueError, match=f"{broken} must be finite"):
+        streaming.measure_batches([(features, labels)], 2, W, bias)
+    sums = streaming.first_pass(2, 2).add(features, labels)
+    found = sums.second_pass(W, bias).add(features, labels).metrics()
+    assert np.isnan([found["nc4"], found["accuracy"]]).all()
+
+
+def test_a_class_without_a_sample_has_no_accuracy_under_jit():
+    features, W = (
+        jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.2]]),
+        jnp.array([[1.0, 0], [0, 1.0], [-1.0, -1]]),
+    )
+
+    @jax.jit
+    def per_class(labels):
+        sums = streaming.first_pass(3, 2).add(features, labels)
+        return sums.second_pass(W).add(features, labels).per_class()["accuracy"]
+
+    np.testing.assert_array_equal(per_class(jnp.array([0, 0, 2])), [0.5, np.nan, 0.0])

@@ -189,6 +189,8 @@ def test_mean_margins_are_bounded_by_numbers_that_are_not_negative():
         (lambda: theory.focal_is_optimal_at_collapse(1, 1.0, 1.0), "num_classes must be"),
         (lambda: theory.strict_saddle_threshold(1, 5), "num_classes must be"),
         (lambda: theory.multipliers_at_collapse(3, 0, 1.0), "samples_per_class must be"),
+        (lambda: theory.cross_entropy_minimum(2.5, 1.0), "num_classes must be an integer, but is 2.5"),
+        (lambda: theory.packing_angle(3, 2.0), "dim must be an integer, but is 2.0"),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

@@ -286,3 +286,16 @@ def test_a_trial_may_be_an_object_without_a_hash():
             return self.factor * x
 
     np.testing.assert_array_equal(ufm.trials.grid(Scaling(3.0), {"x": [1.0, 2.0]}), [3, 6])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    by: jax.Array
+
+    def __call__(self, x):
+        return self.by * x
+
+
+def test_a_frozen_dataclass_that_holds_an_array_is_a_trial():
+    found = ufm.trials.grid(Scaled(jnp.array(2.0)), {"x": np.arange(3.0)})
+    np.testing.assert_array_equal(found, [0, 2, 4])

@@ -21,7 +21,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 def norm(x: jax.Array, axis: int | None = None) -> jax.Array:
     """The norm of all entries, or along an axis; squares of entries neither vanish nor overflow."""
     unit = power_of_two(jnp.max(jnp.abs(x), axis, keepdims=True))
-    return jnp.squeeze(unit, axis) * jnp.linalg.norm(x / unit, axis=axis)
+    return jnp.squeeze(unit, axis) * root(jnp.sum((x / unit) ** 2, axis))
 
 
 def share(part: jax.Array, whole: jax.Array | int) -> jax.Array:

@@ -451,7 +451,7 @@ def _with_stationary_bias(
     return answers, jnp.where(rate > 0, unpaid, 0)
 
 
-def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
+def negative_curvature(problem: Problem, point: Point, tolerance: float | None = None) -> NegativeCurvature:
     """A direction of negative curvature at a critical point that is not a global minimum.
 
     Of three directions that of least curvature, as a unit vector:
@@ -470,6 +470,7 @@ def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
         problem: of `ufm_jax.normalized` with cross entropy, classes of any size.
         point: a critical point, `Point(W=(K, d), H=(N, d))` with d > K, or d = K >= 3. Elsewhere the
             direction is projected to the tangent space, and its curvature may have any sign.
+        tolerance: that of `certify`; of a small tau ask for a smaller one.
 
     Returns:
         `NegativeCurvature(direction, curvature)`, of unit norm in the metric of the problem's manifold; the
@@ -492,11 +493,11 @@ def negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
             "Theorem 2 needs more dimensions than classes, or as many and at least 3, but dim is "
             f"{dim} and num_classes is {K}."
         )
-    return _negative_curvature(problem, point)
+    return _negative_curvature(problem, point, tolerance)
 
 
 @jax.jit
-def _negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
+def _negative_curvature(problem: Problem, point: Point, tolerance: float | None) -> NegativeCurvature:
     K, dim = point.W.shape
     constructions = [_along_bottom_eigenvector, _of_equal_classifiers]
     if dim == K:
@@ -505,7 +506,7 @@ def _negative_curvature(problem: Problem, point: Point) -> NegativeCurvature:
     curvatures = jnp.stack([hessian_form(problem, point, direction) for direction in directions])
     best = jnp.argmin(curvatures)
     direction = jax.tree.map(lambda *leaves: jnp.stack(leaves)[best], *directions)
-    exists = ~certify(problem, point).is_global_minimum
+    exists = ~certify(problem, point, tolerance).is_global_minimum
     return NegativeCurvature(
         optax.tree.scale(exists.astype(point.W.dtype), direction), jnp.where(exists, curvatures[best], 0)
     )

@@ -82,10 +82,12 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
         [0.127 2.127]
     """
+    given = labels
     logits, labels = _logits_and_labels(logits, labels, or_targets=True)
     if labels.ndim < logits.ndim:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return _against_probabilities(logits, _probabilities(labels))
+    _check_probabilities(given)
+    return _against_probabilities(logits, labels)
 
 
 def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array:
@@ -150,8 +152,11 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     """
     _checks.scalar("alpha", alpha)
     _checks.within("alpha", alpha, 0, 1)
+    given = labels
     logits, labels = _logits_and_labels(logits, labels, or_targets=True)
-    targets = _probabilities(_as_targets(logits, labels))
+    if labels.ndim == logits.ndim:
+        _check_probabilities(given)
+    targets = _as_targets(logits, labels)
     return _against_probabilities(logits, optax.smooth_labels(targets, jnp.asarray(alpha, logits.dtype)))
 
 
@@ -202,14 +207,14 @@ def _as_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
-def _probabilities(targets: jax.Array) -> jax.Array:
-    """The targets, after a check that they are rows of probabilities."""
+def _check_probabilities(targets: ArrayLike) -> None:
+    """Raises ValueError where the targets, as they were given, are no rows of probabilities."""
+    targets = _checks.array("labels", targets)
     if _checks.is_concrete(targets):
         found = np.asarray(targets, float)
         rounding = float(jnp.finfo(targets.dtype).eps)  # Of bfloat16 it is 0.008.
         if not (np.all(found >= 0) and np.allclose(found.sum(-1), 1, atol=max(1e-3, rounding))):
             raise ValueError("targets must be rows of probabilities, at least 0 and of sum 1.")
-    return targets
 
 
 def _against_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:

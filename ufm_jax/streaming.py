@@ -60,7 +60,8 @@ def first_pass(num_classes: int, dim: int, dtype: DTypeLike = np.float32) -> Fir
     Args:
         num_classes: K, at least 2.
         dim: d, at least 1.
-        dtype: floating type of the sums, float32 or float64; they keep it whatever the features have.
+        dtype: floating type of the sums, float32 or, where JAX has enabled it, float64; they keep it
+            whatever the features have.
 
     Returns:
         The pass, in memory of 2 K d numbers.

@@ -8,7 +8,7 @@ memory stays bounded, a caller can show progress, and a store can keep what is f
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -186,8 +186,12 @@ def run(
 
 
 def _hashable(trial: Callable) -> Callable:
-    """The trial, or another name of it where it has no hash, as a dataclass that is not frozen."""
-    return trial if isinstance(trial, Hashable) else functools.partial(trial)
+    """The trial, or another name of it where it has no hash, as a dataclass that holds arrays."""
+    try:
+        hash(trial)
+    except TypeError:
+        return functools.partial(trial)
+    return trial
 
 
 @functools.lru_cache(maxsize=32)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul, power_of_two
+from ufm_jax._products import matmul, power_of_two, root
 
 GlobalMean = Literal["samples", "classes"]
 """What the class means are centred by: the mean of all samples, or the mean of the class means."""
@@ -255,5 +255,5 @@ def directions(vectors: jax.Array) -> jax.Array:
     """Rows of length 1; zero rows stay zero."""
     # Squares neither overflow nor vanish.
     vectors = vectors / _unit(jnp.max(jnp.abs(vectors), -1, keepdims=True))
-    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    norms = root(jnp.sum(vectors**2, axis=-1, keepdims=True))
     return vectors / jnp.where(norms == 0, 1, norms)

@@ -200,8 +200,8 @@ def nc4(
             such a class, and then does not agree.
 
     Returns:
-        A scalar in [0, 1] of W's dtype, or (K,); NaN where features are not finite, and under `jit` where a
-        class has no sample. W = 0 decides for class 0 everywhere.
+        A scalar in [0, 1] of W's dtype, or (K,); NaN where features, W or the bias are not finite, and
+        under `jit` where a class has no sample. W = 0 decides for class 0 everywhere.
 
     Raises:
         ValueError: W is not a matrix of at least two rows, a class has no sample, a label is out of
@@ -218,7 +218,8 @@ def nc4(
     centred = data.centres.centred
     near = jnp.asarray(data.kept)[nearest(centred, data.deviations + centred[data.labels])]
     agree = (decisions(widen(W), data.features, bias) == near).astype(data.features.dtype)
-    return jnp.where(are_known(data.centres), _means(agree, data, per_class), jnp.nan).astype(W.dtype)
+    is_known = are_known(data.centres) & are_finite(W, bias)
+    return jnp.where(is_known, _means(agree, data, per_class), jnp.nan).astype(W.dtype)
 
 
 def cdnv(
@@ -240,7 +241,8 @@ def cdnv(
         features: (N, d).
         labels: classes in 0..K-1, integers (N,), at least one sample of each.
         num_classes: K, at least 2.
-        exponent: of the squared distance, positive; 2 is the form of Wu and Papyan (their `dist_exp`).
+        exponent: of the squared distance, positive, static; 2 is the form of Wu and Papyan (their
+            `dist_exp`).
         halved: whether the sum of the two variances is halved, as Galanti, Gyorgy and Hutter have it; twice
             that is Galanti's form of 2026.
         per_class: whether each class i has its own mean over j.
@@ -251,8 +253,8 @@ def cdnv(
         counts as infinite, and as 0 if its variances are 0.
 
     Raises:
-        ValueError: a class has no sample, a label is out of range, K < 2, the exponent is not positive
-            (checked outside `jit`), or an option is none of these.
+        ValueError: a class has no sample, a label is out of range, K < 2 (checked outside `jit`), the
+            exponent is not positive, or an option is none of these.
 
     >>> features = [[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [0.0, 3.0]]
     >>> print(f"{ufm.metrics.cdnv(features, [0, 0, 1, 1], 2):.4f}")
@@ -323,7 +325,7 @@ def accuracy(
         bias: of the classifier, (K,); none if None.
 
     Returns:
-        A scalar in [0, 1] of W's dtype.
+        A scalar in [0, 1] of W's dtype; NaN where W or the bias are not finite.
 
     Raises:
         ValueError: a shape is none of these, or a label is out of range (checked outside `jit`).
@@ -334,7 +336,13 @@ def accuracy(
     W = classifier(W)
     features, labels = labelled(features, labels, *W.shape)
     bias = None if bias is None else bias_of(bias, len(W))
-    return share(jnp.sum(decisions(W, features, bias) == labels), len(labels)).astype(W.dtype)
+    right = share(jnp.sum(decisions(W, features, bias) == labels), len(labels))
+    return jnp.where(are_finite(W, bias), right, jnp.nan).astype(W.dtype)
+
+
+def are_finite(W: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Whether a classifier is made of numbers, and so decides."""
+    return jnp.all(jnp.isfinite(W)) & (True if bias is None else jnp.all(jnp.isfinite(bias)))
 
 
 def _means(values: jax.Array, data: Whole, per_class: bool) -> jax.Array:

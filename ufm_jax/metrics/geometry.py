@@ -48,7 +48,7 @@ def class_means(
         absent: "skip" leaves out classes without a sample: there is a row for each of the others, in order.
 
     Returns:
-        (K, d), in the dtype of the features.
+        (K, d), in the dtype of the features; all rows may be NaN where one feature is not finite.
 
     Raises:
         ValueError: a class has no sample, a label is out of range, K < 2 (checked outside `jit`), or an
@@ -84,7 +84,7 @@ def equinorm(vectors: ArrayLike, *, unbiased: bool = False) -> jax.Array:
     Reference: Papyan, Han, Donoho 2020, figure 2.
     """
     vectors = vectors_of("vectors", vectors)
-    lengths = jnp.linalg.norm(scaled(widen(vectors)), axis=-1)
+    lengths = root(jnp.sum(scaled(widen(vectors)) ** 2, axis=-1))
     mean = jnp.mean(lengths)
     deviation = root(jnp.sum((lengths - mean) ** 2) / (len(lengths) - unbiased))
     return (deviation / jnp.where(mean > 0, mean, 1)).astype(vectors.dtype)

@@ -246,14 +246,13 @@ def measure(
     features = _checks.matrix("features", features)
     _check_finite("features", features)
     if W is not None:
-        W = _finite("W", _checks.matrix("W", W, rows=2, columns=features.shape[1]))
+        W = _checks.matrix("W", W, rows=2, columns=features.shape[1])
     if bias is not None:
         if W is None:
             raise ValueError("bias needs W, the classifier that it belongs to.")
         classes.bias_of(bias, len(W))
-        bias = _finite("bias", _checks.array("bias", bias))
     if outside is not None:
-        outside = _finite("outside", _checks.matrix("outside", outside, columns=features.shape[1]))
+        outside = _checks.matrix("outside", outside, columns=features.shape[1])
     if num_classes is None and W is not None:
         num_classes = len(W)
     if num_classes is not None:
@@ -299,8 +298,9 @@ def measured(
 ) -> Measurement:
     """All metrics, by two passes over batches: float64 on the host, or float32 where the features are."""
     if dtype == np.float64:
-        W = None if W is None else np.asarray(_checks.array("W", W))
-        bias = None if bias is None else np.asarray(_checks.array("bias", bias))
+        W = None if W is None else _finite("W", _checks.array("W", W))
+        bias = None if bias is None else _finite("bias", _checks.array("bias", bias))
+    outside = None if outside is None else _finite("outside", _checks.matrix("outside", outside))
     first = None
     for features, labels in _each(batches, "first", progress, dtype):
         with _in(dtype):
@@ -349,7 +349,7 @@ def _measurement(second: SecondPass, num_classes: int, outside: Any) -> Measurem
     second.check()
     if outside is not None:
         columns = second.centres.centred.shape[1]
-        outside = np.mean(np.asarray(_checks.matrix("outside", outside, columns=columns), np.float64), 0)
+        outside = np.mean(_checks.matrix("outside", outside, columns=columns), 0)
         outside = jnp.asarray(outside, second.centres.centred.dtype)
     found, per_class = found_of(second, outside)
     values: dict[str, Any] = dict(found)

@@ -202,9 +202,10 @@ class SecondPass(NamedTuple):
 
         Returns:
             Arrays (K',): "class" and "samples", the number of each class and of its samples; "nc1", "cdnv",
-            "directional_cdnv", "gnc3", "nc4" and "accuracy", whose means are the metrics; the "variance"
-            and the "norm_means" of the centred mean; "norm_W", and "similarity", the cosine of the row of W
-            and the centred mean. NaN what was not asked for, or needs W.
+            "directional_cdnv", "gnc3", "nc4" and "accuracy", whose means (of "nc1", "nc4" and "accuracy"
+            weighed by "samples") are the metrics; the "variance" and the "norm_means" of the centred mean;
+            "norm_W", and "similarity", the cosine of the row of W and the centred mean. NaN what was not
+            asked for, or needs W.
 
         Raises:
             ValueError: the two passes did not go over the same samples (checked outside `jit`).
@@ -391,8 +392,14 @@ def _of_decisions(second: SecondPass) -> dict[str, jax.Array]:
 
 
 def _shares(second: SecondPass, total: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """NC4, NaN where a class has no finite mean, and accuracy, of what `total` puts together."""
+    """NC4 and accuracy of what `total` puts together; NaN without a sample, or a classifier of numbers.
+
+    The first also where a class has no finite mean.
+    """
     counts, totals = second.centres.counts, second.totals
-    samples = total(counts)
-    agreement, accuracy = (share(total(x), samples) for x in (totals.agreeing, totals.right))
+    samples, decides = total(counts), collapse.are_finite(second.W, second.bias)
+    agreement, accuracy = (
+        jnp.where(decides & (samples > 0), share(total(x), samples), jnp.nan)
+        for x in (totals.agreeing, totals.right)
+    )
     return jnp.where(collapse.are_known(second.centres), agreement, jnp.nan), accuracy

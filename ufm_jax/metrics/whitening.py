@@ -4,8 +4,11 @@ It is found from the smaller of the two squares of the class means, K x K or d x
 lose too many digits, from the means themselves.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ufm_jax._products import matmul
 
@@ -28,7 +31,7 @@ def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
         scale = jnp.trace(gram) / count
         unit = weights / jnp.linalg.norm(weights)
         gram += scale * jnp.outer(unit, unit)
-    inverse = _inverse_of_lower(jnp.linalg.cholesky(gram))
+    inverse = _inverse_factor(gram)
     # The trace of the inverse bounds it, so this bounds the condition number; NaN is not below it.
     bound = 2 * scale * len(gram) * jnp.sum(inverse**2)
 
@@ -46,12 +49,10 @@ def _by_decomposition(means: jax.Array) -> jax.Array:
 
     In float32 that would hide singular values below a thousandth of the largest; there it is that for M.
     """
-    values, rows = _decomposed(means)
-    eps = jnp.finfo(values.dtype).eps
-    doubled = jnp.finfo(values.dtype).bits >= 64
+    eps = jnp.finfo(means.dtype).eps
+    doubled = jnp.finfo(means.dtype).bits >= 64
     relative = (means.shape[1] * eps) ** 0.5 if doubled else max(means.shape) * eps
-    is_zero = values <= relative * values[0]
-    return rows * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))[:, None]
+    return _inverse_root(len(means), means, relative, 0.0)
 
 
 @jax.jit
@@ -60,8 +61,7 @@ def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.A
 
     The centred means have rank K - 1 at most, since the counts weigh them to zero. Of K singular values the
     last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and
-    all within the rounding of the sums, `4 eps` times the norm of what was added. Derivatives are NaN where
-    two singular values are equal; those of `whitening_of` are not.
+    all within the rounding of the sums, `4 eps` times the norm of what was added.
 
     Args:
         means: centred, (K, d).
@@ -70,11 +70,10 @@ def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.A
     Returns:
         The rows, (R, d).
     """
-    values, rows = _decomposed(means)
-    relative = jnp.maximum(max(means.shape) * values[0], 4 * rounded)
-    is_zero = values <= relative * jnp.finfo(values.dtype).eps
-    is_zero |= jnp.arange(len(values)) >= len(means) - 1
-    return (jnp.where(is_zero, 0, len(means) ** 0.5 / jnp.where(is_zero, 1, values)))[:, None] * rows
+    eps = jnp.finfo(means.dtype).eps
+    return len(means) ** 0.5 * _inverse_root(
+        len(means) - 1, means, max(means.shape) * eps, 4 * rounded * eps
+    )
 
 
 @jax.jit  # Without another N x R matrix.
@@ -83,12 +82,48 @@ def whitened_squares(deviations: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.sum(matmul(deviations, rows.T) ** 2, -1)
 
 
-def _decomposed(means: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Singular values (R,) and right singular vectors (R, d); of many rows, those of their triangle."""
-    if len(means) > means.shape[1]:
-        means = jnp.linalg.qr(means, mode="r")
-    _, values, rows = jnp.linalg.svd(means, full_matrices=False)
-    return values, rows
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _inverse_root(rank: int, means: jax.Array, relative: ArrayLike, absolute: ArrayLike) -> jax.Array:
+    """Rows (R, d) with `rows^T rows = (M^T M)^+`, from the singular values of M.
+
+    Zero are those from number `rank` on, up to `relative` times the largest, and up to `absolute`.
+    """
+    # Of many rows, those of their triangle.
+    triangle = jnp.linalg.qr(means, mode="r") if len(means) > means.shape[1] else means
+    _, values, rows = jnp.linalg.svd(triangle, full_matrices=False)
+    is_zero = values <= jnp.maximum(relative * values[0], absolute)
+    is_zero |= jnp.arange(len(values)) >= rank
+    return rows * jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))[:, None]
+
+
+@_inverse_root.defjvp
+def _derivative_of_inverse_root(rank, primals, tangents):
+    """Of functions of `rows^T rows` alone, where the rank stays as it is, and of equal values too.
+
+    For a symmetric A of constant rank, `dA^+ = -A^+ dA A^+ + S + S^T` with `S = A^+ A^+ dA (I - A A^+)`.
+    """
+    (means, *_), (change, *_) = primals, tangents
+    rows = _inverse_root(rank, *primals)
+    image = matmul(means, rows.T)
+    moved = matmul(matmul(change, rows.T).T, means) + matmul(image.T, change)
+    along = matmul(matmul(moved, rows.T), rows)
+    across = moved - matmul(matmul(matmul(moved, means.T), image), rows)
+    return rows, matmul(matmul(rows, rows.T), across) - along / 2
+
+
+@jax.custom_jvp
+def _inverse_factor(gram: jax.Array) -> jax.Array:
+    """The inverse of the lower Cholesky factor; NaN where there is none, with derivative 0."""
+    return _inverse_of_lower(jnp.linalg.cholesky(gram))
+
+
+@_inverse_factor.defjvp
+def _derivative_of_inverse_factor(primals, tangents):
+    inverse = _inverse_factor(*primals)
+    safe = jnp.where(jnp.isfinite(inverse), inverse, 0)
+    turned = matmul(matmul(safe, tangents[0]), safe.T)
+    half = jnp.tril(turned) - jnp.diag(jnp.diag(turned)) / 2
+    return inverse, -matmul(half, safe)
 
 
 def _inverse_of_lower(triangle: jax.Array) -> jax.Array:

@@ -109,8 +109,8 @@ def packing_angle(num_classes: int, dim: int) -> float:
     van der Waerden 1951 (K = 7, 8, 9), Danzer 1963 (K = 10, 11), Fejes Toth 1943 (K = 12), Musin, Tarasov
     2012 and 2015 (K = 13, 14) for d = 3.
     """
-    _checks.at_least("num_classes", num_classes, 2)
-    _checks.at_least("dim", dim, 1)
+    _checks.count("num_classes", num_classes, 2)
+    _checks.count("dim", dim, 1)
     if num_classes <= dim + 1:
         return float(np.arccos(-1 / (num_classes - 1)))
     if num_classes <= 2 * dim:
@@ -167,7 +167,7 @@ def multipliers_at_collapse(
     Raises:
         ValueError: K < 2, n < 1, or tau is not positive.
     """
-    _checks.at_least("samples_per_class", samples_per_class, 1)
+    _checks.count("samples_per_class", samples_per_class, 1)
     small = jnp.exp(-_margin_at_collapse(num_classes, tau))  # The other way round it would overflow.
     c = num_classes * small / (1 + (num_classes - 1) * small)
     return -c / num_classes, -c / num_classes / samples_per_class
@@ -193,8 +193,8 @@ def strict_saddle_threshold(num_classes: int, dim: int) -> float:
         >>> ufm.theory.strict_saddle_threshold(10, dim=32)
         60.0
     """
-    _checks.at_least("num_classes", num_classes, 2)
-    _checks.at_least("dim", dim, 1)
+    _checks.count("num_classes", num_classes, 2)
+    _checks.count("dim", dim, 1)
     return 2 * (dim - 2) / (1 + (num_classes % 2) / num_classes)
 
 
@@ -386,7 +386,7 @@ def supervised_contrastive_minimum(num_classes: int, samples_per_class: int, tau
 
     Reference: Graf, Hofer, Niethammer, Kwitt, *Dissecting Supervised Contrastive Learning*, ICML 2021.
     """
-    _checks.at_least("samples_per_class", samples_per_class, 2)
+    _checks.count("samples_per_class", samples_per_class, 2)
     n, margin = samples_per_class, _margin_at_collapse(num_classes, tau)
     # Near the value 0 of n = 2 the logarithm of the sum would lose what is added to 1.
     others = n * (num_classes - 1) / (n - 1) * jnp.exp(-jnp.asarray(tau) * margin)
@@ -395,7 +395,7 @@ def supervised_contrastive_minimum(num_classes: int, samples_per_class: int, tau
 
 def _margin_at_collapse(num_classes: int, tau: ArrayLike) -> jax.Array:
     """The true class's logit minus each other's: `K tau/(K-1)`."""
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     _checks.positive("tau", tau)
     return num_classes / (num_classes - 1) * jnp.asarray(tau)
 
@@ -405,7 +405,7 @@ def _cross_entropy_at_margin(num_classes: int, margin: jax.Array) -> jax.Array:
 
 
 def _label_smoothing_margin(num_classes: int, alpha: ArrayLike) -> jax.Array:
-    _checks.at_least("num_classes", num_classes, 2)
+    _checks.count("num_classes", num_classes, 2)
     _checks.within("alpha", alpha, 0, 1)
     alpha = jnp.asarray(alpha)
     return jnp.log1p(num_classes * (1 - alpha) / alpha)

@@ -546,8 +546,8 @@ def _derivative_of_polar_factor(rank, primals, tangents):
 
 def _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha) -> jax.Array:
     """What the decays and the smoothing charge for a unit of margin, after the checks of all arguments."""
-    _checks.at_least("num_classes", num_classes, 2)
-    _checks.at_least("samples_per_class", samples_per_class, 1)
+    _checks.count("num_classes", num_classes, 2)
+    _checks.count("samples_per_class", samples_per_class, 1)
     _checks.within("alpha", alpha, 0, 1)
     c = jnp.sqrt(samples_per_class) * _rate(weight_decay, feature_decay)
     return (num_classes - 1) * (jnp.asarray(alpha) / num_classes + c)
