@@ -57,3 +57,13 @@ def test_a_step_to_where_the_cost_is_not_finite_ends_the_run():
 def test_what_is_no_transformation_is_refused():
     with pytest.raises(ValueError, match="transformation must be Optax's"):
         ufm.solvers.from_optax("adam")
+
+
+def test_noise_that_keeps_a_key_is_a_transformation_as_well():
+    objective = ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean())
+    noisy = optax.chain(optax.add_noise(0.01, 0.5, jax.random.key(0)), optax.sgd(0.1))
+    solver = ufm.solvers.from_optax(noisy)
+    found = ufm.minimize(objective, jnp.ones(3), solver, max_steps=50)
+    assert found.value < 0.1
+    state = solver.step(objective, solver.init(objective, jnp.ones(3)))
+    assert state.iterate.value < 3

@@ -70,4 +70,8 @@ class FromOptax(Solver):
 
 
 def _cast(tree: Tree, like: Tree) -> Tree:
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)
+    def cast(x: Any, y: Any) -> Any:
+        dtype = jnp.result_type(y)
+        return x if jnp.result_type(x) == dtype else jnp.asarray(x, dtype)
+
+    return jax.tree.map(cast, tree, like)
