@@ -16,6 +16,7 @@ from experiments.feature_model import (
     temperature,
 )
 from experiments.harness.chunks import ChunkFolder
+from tests.shared.marks import few
 
 
 def test_a_perturbed_point_is_as_far_from_collapse_as_asked():
@@ -30,7 +31,7 @@ def test_a_perturbed_point_is_as_far_from_collapse_as_asked():
             np.testing.assert_allclose(jnp.mean(moves), 0.01, rtol=0.1)
 
 
-@pytest.mark.parametrize("module", [rates, regularized_minima])
+@pytest.mark.parametrize("module", few(1, rates, regularized_minima))
 def test_settings_of_as_many_classes_keep_their_own_results(module, tmp_path):
     sizes = {"num_classes": (3, 3), "samples_per_class": (2, 4), "decay": (1e-2,), "steps": 5}
     if module is rates:

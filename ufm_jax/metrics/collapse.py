@@ -325,7 +325,7 @@ def accuracy(
         bias: of the classifier, (K,); none if None.
 
     Returns:
-        A scalar in [0, 1] of W's dtype; NaN where W or the bias are not finite.
+        A scalar in [0, 1] of W's dtype; a score that is not a number decides for no class.
 
     Raises:
         ValueError: a shape is none of these, or a label is out of range (checked outside `jit`).
@@ -336,8 +336,7 @@ def accuracy(
     W = classifier(W)
     features, labels = labelled(features, labels, *W.shape)
     bias = None if bias is None else bias_of(bias, len(W))
-    right = share(jnp.sum(decisions(W, features, bias) == labels), len(labels))
-    return jnp.where(are_finite(W, bias), right, jnp.nan).astype(W.dtype)
+    return share(jnp.sum(decisions(W, features, bias) == labels), len(labels)).astype(W.dtype)
 
 
 def are_finite(W: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -392,14 +392,14 @@ def _of_decisions(second: SecondPass) -> dict[str, jax.Array]:
 
 
 def _shares(second: SecondPass, total: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """NC4 and accuracy of what `total` puts together; NaN without a sample, or a classifier of numbers.
+    """NC4 and accuracy of what `total` puts together; NaN without a sample.
 
-    The first also where a class has no finite mean.
+    The first also where the classifier, or the mean of a class, is not finite.
     """
     counts, totals = second.centres.counts, second.totals
-    samples, decides = total(counts), collapse.are_finite(second.W, second.bias)
+    samples = total(counts)
     agreement, accuracy = (
-        jnp.where(decides & (samples > 0), share(total(x), samples), jnp.nan)
-        for x in (totals.agreeing, totals.right)
+        jnp.where(samples > 0, share(total(x), samples), jnp.nan) for x in (totals.agreeing, totals.right)
     )
-    return jnp.where(collapse.are_known(second.centres), agreement, jnp.nan), accuracy
+    is_known = collapse.are_known(second.centres) & collapse.are_finite(second.W, second.bias)
+    return jnp.where(is_known, agreement, jnp.nan), accuracy
