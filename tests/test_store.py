@@ -36,6 +36,7 @@ NETWORK = Network(
     tau=1.0,
     tested=False,
 )
+TINY = dataclasses.replace(NETWORK, setup=dataclasses.replace(NETWORK.setup, architecture="tiny"), tau=0.5)
 
 
 @pytest.fixture
@@ -286,23 +287,21 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
     whole, _ = tiny(tmp_path / "whole", 0.5)
     tiny(tmp_path, 0.5, stop=None if state == "finished" else 2)
     config = fig10.Config(out=tmp_path)
-    setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
-    network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
-    store.check_kept(config.out, [network], reuse=False)
+    store.check_kept(config.out, [TINY], reuse=False)
     assert capsys.readouterr().err == ""
 
     kept = Store(tmp_path)
-    record = kept.record(network)
+    record = kept.record(TINY)
     record["made_by"] = [record["made_by"][0] | {"code": "of others", "jax": "0.99"}]
     if state == "finished":
-        kept.finish(network, record, kept.history(network))
+        kept.finish(TINY, record, kept.history(TINY))
     else:
-        kept.note(network, record)
+        kept.note(TINY, record)
     words = r"^1 of 1 networks in .* were trained by JAX 0.99 \(here .*\), code of commit \w{7}"
     with pytest.raises(ValueError, match=words) as told:
-        store.check_kept(config.out, [network], reuse=False)
+        store.check_kept(config.out, [TINY], reuse=False)
     assert "--reuse takes them as they are" in str(told.value)
-    store.check_kept(config.out, [network], reuse=True)
+    store.check_kept(config.out, [TINY], reuse=True)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].endswith("taken as they are (--reuse).")
@@ -310,62 +309,54 @@ def test_networks_of_other_code_are_refused_unless_asked_for(tiny, tmp_path, sta
         tiny(tmp_path, 0.5)
     if state == "in training":  # A run that does not come to an epoch leaves it to its maker.
         assert tiny(tmp_path, 0.5, reuse=True, stop=0)[0] is None
-        assert kept.record(network) == record
+        assert kept.record(TINY) == record
     found, trained = tiny(tmp_path, 0.5, reuse=True)
     assert trained == (0 if state == "finished" else 2)
     assert_same(found, whole)
-    makers = [maker["jax"] for maker in kept.record(network)["made_by"]]
+    makers = [maker["jax"] for maker in kept.record(TINY)["made_by"]]
     assert makers == (["0.99"] if state == "finished" else ["0.99", jax.__version__])
 
 
 def test_a_network_begun_by_other_code_without_an_epoch_is_nobodys(tiny, tmp_path):
     whole, _ = tiny(tmp_path / "whole", 0.5)
     tiny(tmp_path, 0.5, stop=2)
-    setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
-    network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
     kept = Store(tmp_path)
-    record = kept.record(network)
+    record = kept.record(TINY)
     record |= {"epochs": 0, "made_by": [record["made_by"][0] | {"code": "of others"}]}
-    kept.note(network, record)
-    store.check_kept(tmp_path, [network], reuse=False)
+    kept.note(TINY, record)
+    store.check_kept(tmp_path, [TINY], reuse=False)
     found, trained = tiny(tmp_path, 0.5)
     assert trained == 4
     assert_same(found, whole)
-    assert [maker["code"] for maker in kept.record(network)["made_by"]] == [store.code_digest()]
+    assert [maker["code"] for maker in kept.record(TINY)["made_by"]] == [store.code_digest()]
 
 
 def test_a_network_whose_checkpoints_are_gone_is_begun_anew(tiny, tmp_path):
     """What others made of it counts no more: neither they nor their time nor their data."""
     tiny(tmp_path, 0.5, stop=2)
-    network = dataclasses.replace(
-        NETWORK, setup=dataclasses.replace(NETWORK.setup, architecture="tiny"), tau=0.5
-    )
     kept = Store(tmp_path)
-    record = kept.record(network)
+    record = kept.record(TINY)
     digest = record["data"]
     others = {"made_by": [record["made_by"][0] | {"code": "of others"}], "data": "theirs", "seconds": 1e6}
-    kept.note(network, record | others)
-    shutil.rmtree(kept._checkpoints(network))
+    kept.note(TINY, record | others)
+    shutil.rmtree(kept._checkpoints(TINY))
     _, trained = tiny(tmp_path, 0.5, reuse=True)
     assert trained == 4
-    found = kept.record(network)
+    found = kept.record(TINY)
     assert (found["data"], found["made_by"]) == (digest, [store.origin()])
     assert found["seconds"] < 1e6
 
 
 def test_a_network_that_went_on_with_other_data_names_both(tiny, tmp_path):
     tiny(tmp_path, 0.5, stop=2)
-    network = dataclasses.replace(
-        NETWORK, setup=dataclasses.replace(NETWORK.setup, architecture="tiny"), tau=0.5
-    )
     kept = Store(tmp_path)
-    record = kept.record(network)
+    record = kept.record(TINY)
     digest = record["data"]
-    kept.note(network, record | {"data": "theirs"})
+    kept.note(TINY, record | {"data": "theirs"})
     assert tiny(tmp_path, 0.5, reuse=True)[1] == 2
-    assert kept.record(network)["data"] == f"theirs {digest}"
+    assert kept.record(TINY)["data"] == f"theirs {digest}"
     with pytest.raises(store.OthersError, match="by other data"):
-        store.check_kept(tmp_path, [network], reuse=False)
+        store.check_kept(tmp_path, [TINY], reuse=False)
 
 
 def test_all_that_decides_a_network_counts_as_code(monkeypatch, tmp_path):
@@ -417,16 +408,12 @@ def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):
 def test_networks_of_other_data_of_the_same_name_are_refused(tiny, tmp_path, monkeypatch):
     tiny(tmp_path, 0.5)
     config = fig10.Config(out=tmp_path)
-    setup = dataclasses.replace(NETWORK.setup, architecture="tiny")
-    network = dataclasses.replace(NETWORK, setup=setup, tau=0.5)
-    store.check_kept(config.out, [network], reuse=False)
-    own = datasets._LOADERS[network.dataset]
+    store.check_kept(config.out, [TINY], reuse=False)
+    own = datasets._LOADERS[TINY.dataset]
     turned = lambda *arguments: own(*arguments)._replace(images=own(*arguments).images[:, ::-1])  # noqa: E731
-    monkeypatch.setitem(datasets._LOADERS, network.dataset, turned)
-    with pytest.raises(
-        ValueError, match=f"by other data of the name {network.dataset}: --reuse takes them"
-    ):
-        store.check_kept(config.out, [network], reuse=False)
+    monkeypatch.setitem(datasets._LOADERS, TINY.dataset, turned)
+    with pytest.raises(ValueError, match=f"by other data of the name {TINY.dataset}: --reuse takes them"):
+        store.check_kept(config.out, [TINY], reuse=False)
 
 
 def test_the_command_line_refuses_them_in_one_sentence(tmp_path, capsys):
