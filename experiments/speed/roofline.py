@@ -13,7 +13,7 @@ GRADIENT_PRODUCTS = 4
 """Products of a cost and then its gradient, in blocks: the gradient makes the logits again."""
 HESSIAN_PRODUCTS = 7
 """Products of the Hessian applied to one vector, in blocks."""
-COPIES = {"gradient_descent": 8, "conjugate_gradient": 10, "trust_region": 15}
+COPIES = {"gradient_descent": 10, "conjugate_gradient": 10, "trust_region": 16}
 """Arrays of the size of a point that a step of each solver holds at most, in any metric, rounded up."""
 USABLE = 0.9
 """Share of a device's memory that a program can have beside the runtime."""
