@@ -499,3 +499,11 @@ def test_a_saddle_of_small_tau_curves_down_once_the_tolerance_allows(dtype, tau,
     lowest, _ = landscape.certificate_matrix(problem, saddle).smallest_eigenpair()
     np.testing.assert_allclose(found.curvature, tau * lowest, rtol=1e-3)
     assert found.curvature < 0
+
+
+@pytest.mark.parametrize("function", [landscape.certify, landscape.negative_curvature])
+@pytest.mark.parametrize(("tolerance", "message"), [(-1.0, "at least 0, but is -1"), ([1, 2], "a scalar")])
+def test_a_tolerance_that_is_none_is_refused(function, tolerance, message):
+    problem = ufm.normalized(ufm.balanced_labels(3, 2), 3)
+    with pytest.raises(ValueError, match=f"tolerance must be .*{message}"):
+        function(problem, ufm.saddles.antipodal(problem, 4), tolerance)

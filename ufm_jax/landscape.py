@@ -300,7 +300,8 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
         The `Certificate`.
 
     Raises:
-        ValueError: the problem is not a normalized one, or its loss does not say that it is convex.
+        ValueError: the problem is not a normalized one, its loss does not say that it is convex, or the
+            tolerance is negative.
 
     Example:
         >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
@@ -314,7 +315,14 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
     """
     _check_convex(problem)
     _factors(problem, point)
+    _check_tolerance(tolerance)
     return _certify(problem, point, tolerance)
+
+
+def _check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None:
+        _checks.scalar("tolerance", tolerance)
+        _checks.at_least("tolerance", tolerance, 0)
 
 
 @jax.jit  # Here and below, so that a call by itself is one program, compiled once for a shape.
@@ -477,7 +485,8 @@ def negative_curvature(problem: Problem, point: Point, tolerance: float | None =
         zero vector and 0 where `certify` says that the point is the global minimum.
 
     Raises:
-        ValueError: the problem is not a normalized one with cross entropy, or d < K, or d = K = 2.
+        ValueError: the problem is not a normalized one with cross entropy, d < K, d = K = 2, or the
+            tolerance is negative.
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3)
@@ -493,6 +502,7 @@ def negative_curvature(problem: Problem, point: Point, tolerance: float | None =
             "Theorem 2 needs more dimensions than classes, or as many and at least 3, but dim is "
             f"{dim} and num_classes is {K}."
         )
+    _check_tolerance(tolerance)
     return _negative_curvature(problem, point, tolerance)
 
 
