@@ -122,11 +122,12 @@ def test_every_solver_finds_every_minimum(function, solver):
     np.testing.assert_allclose(result.value, minimum, atol=1e-9 if function != "max_cut" else 1e-6)
 
 
-def test_leading_eigenvectors_equal_scipys():
-    result = solve(brockett, Stiefel(), SOLVERS["trust_region"], {"X": jnp.zeros((8, 3))})
+@pytest.mark.parametrize("solver", few(1, *SOLVERS))
+def test_leading_eigenvectors_equal_scipys(solver):
+    found = solve(brockett, Stiefel(), SOLVERS[solver], {"X": jnp.zeros((8, 3))}, 1e-11).point["X"]
     _, vectors = scipy.linalg.eigh(MATRIX)
-    overlap = np.abs(np.sum(np.asarray(result.point["X"]) * vectors[:, ::-1][:, :3], axis=0))
-    np.testing.assert_allclose(overlap, 1, atol=1e-10)
+    vectors = vectors[:, ::-1][:, :3]
+    np.testing.assert_allclose(found, vectors * np.sign(np.sum(found * vectors, axis=0)), atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", few(2, *SOLVERS))
@@ -145,7 +146,7 @@ def test_a_weighted_metric_has_the_same_minima(solver):
     np.testing.assert_allclose(result.point["y"], target, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", few(1, "lbfgs", "conjugate_gradient"))
+@pytest.mark.parametrize("solver", few(1, "lbfgs", "conjugate_gradient", "trust_region"))
 def test_a_hundred_starts_at_once_are_those_one_by_one(solver):
     objective = ufm.Objective(lambda x: -jnp.vdot(x, MATRIX @ x) / 2, Oblique())
     starts = Oblique().random_point(jax.random.key(1), jnp.zeros((100, 8)))
@@ -577,7 +578,9 @@ FAULTS = {
         )
     ),
     "projection not of the stated dimension": faulty(dimension_leaf=lambda self, shape: 2 * shape[0]),
-    "retract(x, 0) not x": faulty(retract_leaf=lambda self, x, v: -Oblique().retract_leaf(x, -v)),
+    "retract(x, 0) not x, or x off the manifold": faulty(
+        retract_leaf=lambda self, x, v: -Oblique().retract_leaf(x, -v)
+    ),
     "retraction of another velocity": faulty(
         retract_leaf=lambda self, x, v: Oblique().retract_leaf(x, 2 * v)
     ),

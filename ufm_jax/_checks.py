@@ -40,6 +40,8 @@ def _floats(name: str, value: Any) -> np.ndarray:
 def array(name: str, value: Any) -> np.ndarray | jax.Array:
     """`value` as an array of real numbers; a PyTorch tensor is taken off its graph and its device first."""
     found = value
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name} must be an array without a mask: select the rows that count.")
     if not isinstance(value, (jax.Array, np.ndarray)):
         if hasattr(value, "detach") and hasattr(value, "cpu"):
             value = value.detach().cpu()
@@ -178,14 +180,14 @@ def labels_or_targets(labels: Any, num_classes: int) -> jax.Array:
     return jnp.asarray(found)
 
 
-def every_class_present(labels: jax.Array | np.ndarray, num_classes: int) -> None:
+def every_class_present(labels: jax.Array | np.ndarray, num_classes: int, hint: str = "") -> None:
     if is_concrete(labels):
         present = np.unique(np.asarray(labels))
         if len(present) < num_classes:
             gaps = np.append(present, num_classes) != np.arange(len(present) + 1)
             raise ValueError(
-                f"every one of the {num_classes} classes needs a sample, "
-                f"but class {int(np.argmax(gaps))} has none; absent='skip' leaves such classes out."
+                f"every one of the {num_classes} classes needs a sample, but class "
+                f"{int(np.argmax(gaps))} has none{hint}."
             )
 
 

@@ -151,7 +151,7 @@ class Certificate(NamedTuple):
             antipodal point. With n samples of each class it is never below the least slack of the
             inequalities of Lemma 3, relative to their right sides.
         gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, the most that
-            the Euclidean gradient can be; in [0, 1].
+            the Euclidean gradient can be; in [0, 1], in the plain metric whatever the problem's is.
         gap: `optimality_gap`, the most by which the cost exceeds the global minimum.
     """
 
@@ -350,9 +350,8 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     semidefinite. Such a and b are the multipliers (`certificate_matrix`) or their means, lowered as far as
     that needs; the best of three bounds is the gap. It is 0 at every global minimum of cross entropy
     against classes, of any size, in d >= K - 1 dimensions. For other losses, and soft targets, a gap above
-    0 may remain even at a minimum; the cost less the gap is still a lower bound of it. Whether the loss is
-    convex is for the caller to know: cross entropy, label smoothing, squared errors and hinges are, the
-    focal loss is not. Proof: docs/landscape.md.
+    0 may remain even at a minimum; the cost less the gap is still a lower bound of it. Proof:
+    docs/landscape.md.
 
     Of a regularized model the decays are at least `lam = sqrt(lW lH)` times the nuclear norm of the logits,
     so that its minimum is at least minus the convex conjugate of the mean loss at `r G`, with
@@ -361,9 +360,9 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     the columns of G are first given the sums that they have where the bias is stationary.
 
     Args:
-        problem: of `ufm_jax.normalized`, any loss that is convex in the logits; or of
-            `ufm_jax.regularized` with `cross_entropy`, `label_smoothing` or `squared_error` of
-            `ufm_jax.losses`. Classes of any size.
+        problem: of `ufm_jax.normalized`, any loss that says that it is convex in the logits, as
+            `ufm_jax.losses.convex` marks it; or of `ufm_jax.regularized` with `cross_entropy`,
+            `label_smoothing` or `squared_error` of `ufm_jax.losses`. Classes of any size.
         point: `Point(W=(K, d), H=(N, d))`, on the spheres if normalized, critical or not; a `BiasedPoint`
             where the problem has a bias.
 
@@ -371,7 +370,7 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
         The gap, a scalar at least 0, to within rounding errors of the size of tau |G| sqrt(K N).
 
     Raises:
-        ValueError: the problem is neither, a regularized one has another loss, or the point does not fit.
+        ValueError: the problem is neither, has another loss, or the point does not fit.
 
     Example:
         >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
@@ -386,6 +385,7 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
         raise ValueError("the gap is known for problems of ufm.normalized and ufm.regularized.")
     if problem.decay is None:
         _factors(problem, point)
+        _check_convex(problem)
         return _normalized_gap(problem, point)
     problem.check_point(point)
     return _regularized_gap(problem, point)
@@ -676,21 +676,27 @@ def _scaled_certificate_matrix(problem: Problem, point: AnyPoint) -> tuple[Certi
 def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array, jax.Array]:
     """G over a unit of its size, and the unit: squares of a tiny G would vanish.
 
-    For cross entropy the unit is the largest probability of a wrong class, over N, from its logarithm; the
-    first of the two is right where the second, and G, have underflowed.
+    For cross entropy against classes the unit is the largest probability of a wrong class, over N, from its
+    logarithm; the first of the two is right where the second, and G, have underflowed.
     """
     scores = problem.scores(point)
-    if problem.loss is losses.cross_entropy and problem.labels.ndim == 1:
-        is_label = jax.nn.one_hot(problem.labels, problem.num_classes, dtype=bool)
-        of_others = jnp.where(is_label, -jnp.inf, jax.nn.log_softmax(scores))
-        largest = jax.lax.stop_gradient(jnp.max(of_others))
-        others = jnp.exp(of_others - largest)
-        # The rows sum to zero, and 1 - p loses the digits that the other classes' probabilities have.
-        G = jnp.where(is_label, -jnp.sum(others, axis=1, keepdims=True), others)
-        return G, jnp.exp(largest) / len(scores)
     G = _gradient_of_mean_loss(problem)(scores)
-    unit = _nonzero(jax.lax.stop_gradient(jnp.max(jnp.abs(G))))
-    return G / unit, unit
+    if problem.loss is not losses.cross_entropy:
+        unit = _nonzero(jax.lax.stop_gradient(jnp.max(jnp.abs(G))))
+        return G / unit, unit
+    labels = problem.labels
+    targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, problem.num_classes, dtype=G.dtype)
+    is_label = targets == 1
+    is_of_a_class = jnp.any(is_label, axis=1, keepdims=True)
+    of_others = jnp.where(is_label, -jnp.inf, jax.nn.log_softmax(scores))
+    sizes = jnp.where(is_of_a_class, of_others, jnp.log(len(scores) * jnp.abs(G)))
+    largest = jax.lax.stop_gradient(jnp.max(sizes))
+    largest = jnp.where(largest > -jnp.inf, largest, 0)  # All targets are soft, and met.
+    unit = jnp.exp(largest) / len(scores)
+    others = jnp.exp(of_others - largest)
+    # The rows sum to zero, and 1 - p loses the digits that the other classes' probabilities have.
+    of_a_class = jnp.where(is_label, -jnp.sum(others, axis=1, keepdims=True), others)
+    return jnp.where(is_of_a_class, of_a_class, G / _nonzero(unit)), unit
 
 
 def _multipliers(W: jax.Array, H: jax.Array, G: jax.Array) -> Multipliers:

@@ -2,6 +2,7 @@
 
 Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype. Cross
 entropy, label smoothing and the squared error also take targets (..., K), floats, in the place of labels.
+Under `jit`, where values cannot be checked, the loss of a label outside 0..K-1 is NaN, and its derivative 0.
 """
 
 from collections.abc import Callable
@@ -85,7 +86,8 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     given = labels
     logits, labels = _logits_and_labels(logits, labels, or_targets=True)
     if labels.ndim < logits.ndim:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return _marked(loss, logits, labels)
     _check_probabilities(given)
     return _against_probabilities(logits, labels)
 
@@ -124,7 +126,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
     against = others - jnp.sum(logits, axis=-1, where=is_label)
     # 1 - p = exp(-softplus(-against)) and -log p = softplus(against): smooth, where p has rounded to 1 too.
     focusing = jnp.exp(-jnp.asarray(gamma, logits.dtype) * jax.nn.softplus(-against))
-    return jnp.where(is_sure, 0, focusing * jax.nn.softplus(against))
+    return _marked(jnp.where(is_sure, 0, focusing * jax.nn.softplus(against)), logits, labels)
 
 
 @convex
@@ -157,7 +159,8 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     if labels.ndim == logits.ndim:
         _check_probabilities(given)
     targets = _as_targets(logits, labels)
-    return _against_probabilities(logits, optax.smooth_labels(targets, jnp.asarray(alpha, logits.dtype)))
+    targets = optax.smooth_labels(targets, jnp.asarray(alpha, logits.dtype))
+    return _marked(_against_probabilities(logits, targets), logits, labels)
 
 
 @convex
@@ -183,7 +186,8 @@ def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     model under it: `ufm_jax.theory.regularized_squared_error_minimum`.
     """
     logits, labels = _logits_and_labels(logits, labels, or_targets=True)
-    return jnp.sum((logits - _as_targets(logits, labels)) ** 2, axis=-1) / 2
+    loss = jnp.sum((logits - _as_targets(logits, labels)) ** 2, axis=-1) / 2
+    return _marked(loss, logits, labels)
 
 
 def _logits_and_labels(
@@ -198,6 +202,13 @@ def _logits_and_labels(
         if found.shape == logits.shape and jnp.issubdtype(found.dtype, jnp.floating):
             return logits, jnp.asarray(found, logits.dtype)
     return logits, _checks.class_labels(labels, logits.shape[-1], shape=logits.shape[:-1], rows_of="logits")
+
+
+def _marked(loss: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss, NaN where `jit` hides that a label is of no class; its derivative there is 0."""
+    if labels.ndim == logits.ndim or _checks.is_concrete(labels):
+        return loss
+    return jnp.where((labels >= 0) & (labels < logits.shape[-1]), loss, jnp.nan)
 
 
 def _as_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -168,7 +168,7 @@ class Problem(Objective):
     def cost(self, point: AnyPoint) -> jax.Array:
         """The objective at `point`, a scalar; it holds anywhere in the ambient space."""
         if self.block_size is None:
-            mean_loss = self._mean_loss(self.scores(point))
+            mean_loss = self.mean_loss(self.scores(point))
         else:
             zero = jnp.zeros((), point.H.dtype)
             mean_loss, _ = self._over_blocks(lambda part, x: (part.cost(x), None), zero, point)
@@ -178,7 +178,7 @@ class Problem(Objective):
         """The forward pass at `point`: one product."""
         if self.block_size is not None:
             return Evaluation(point, self.cost(point), None)
-        mean_loss, G = jax.value_and_grad(self._mean_loss)(self.scores(point))
+        mean_loss, G = jax.value_and_grad(self.mean_loss)(self.scores(point))
         return Evaluation(point, mean_loss + self._decays(point), G)
 
     def euclidean_gradient(self, evaluation: Evaluation) -> AnyPoint:
@@ -200,22 +200,17 @@ class Problem(Objective):
 
         In blocks it makes seven products.
         """
-        return self._euclidean_hessian(evaluation.point, evaluation.cache)
-
-    def _euclidean_hessian(
-        self, point: AnyPoint, G: jax.Array | None = None
-    ) -> Callable[[AnyPoint], AnyPoint]:
-        """The Hessian of `cost` in the ambient space, a linear map; G of a forward pass, if made."""
+        point, G = evaluation.point, evaluation.cache
         if self.block_size is not None:
 
             def of_block(part: Problem, x: AnyPoint, tangent: AnyPoint) -> AnyPoint:
-                return part._euclidean_hessian(x)(tangent)
+                return part.euclidean_hessian(evaluation._replace(point=x))(tangent)
 
             return lambda tangent: self._with_decays(
                 self._vector_over_blocks(of_block, point, tangent), tangent
             )
 
-        slopes, curvature = jax.linearize(jax.grad(self._mean_loss), self.scores(point))
+        slopes, curvature = jax.linearize(jax.grad(self.mean_loss), self.scores(point))
         G = slopes if G is None else G
 
         def apply(tangent: AnyPoint) -> AnyPoint:
@@ -299,7 +294,8 @@ class Problem(Objective):
         tau = self._cast(self.tau, point)
         return tau**2 if point.W is None else tau
 
-    def _mean_loss(self, scores: jax.Array) -> jax.Array:
+    def mean_loss(self, scores: jax.Array) -> jax.Array:
+        """The mean loss of the samples at these scores, a scalar."""
         return jnp.mean(self.loss(scores, self.labels))
 
     def _decays(self, point: AnyPoint) -> ArrayLike:

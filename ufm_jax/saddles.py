@@ -31,7 +31,7 @@ class CriticalPoint(NamedTuple):
 
     Attributes:
         point: the last iterate.
-        gradient_norm: the norm of the Riemannian gradient there.
+        gradient_norm: the norm of the Riemannian gradient there, in the metric of the problem's manifold.
         steps: steps taken or rejected, int32.
     """
 
@@ -350,7 +350,7 @@ def find_critical_point(
         problem: any problem of this library.
         point: the start; symmetries that it has are kept, up to rounding.
         max_steps: most steps.
-        tolerance: stop once the norm of the Riemannian gradient is at most this.
+        tolerance: stop once that norm of the Riemannian gradient is at most this.
         max_inner: most conjugate gradient iterations a step; the manifold's dimension if None.
 
     Returns:

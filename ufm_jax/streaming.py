@@ -201,7 +201,7 @@ def layer_inputs(model: Any, layer: Any, batches: Iterable[tuple[Any, Any]]) -> 
     Args:
         model: called with the inputs of each batch; PyTorch is not imported here.
         layer: one of its modules, with `register_forward_pre_hook`, which runs once when the model runs.
-        batches: pairs of inputs and labels, such as a `DataLoader`.
+        batches: pairs of inputs and labels, such as a `DataLoader`; inputs on the device of the model.
 
     Returns:
         An iterator over pairs of features, as the layer gets them, and labels; the hook is removed at the

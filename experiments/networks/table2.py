@@ -125,6 +125,7 @@ def _final(data: Data, name: str) -> tuple[float, float]:
 def _is_the_papers(config: Config, architecture: str) -> bool:
     """Whether the paper prints numbers of this network, trained in this way."""
     at_paper = Config.at_scale("paper")
-    names = ("dataset", "samples_per_class", "epochs", "width", "tau", "batch_size", "precision")
+    sizes = ("dataset", "samples_per_class", "epochs", "width", "tau", "batch_size")
+    names = (*sizes, "batch_norm", "precision")
     same = all(getattr(config, name) == getattr(at_paper, name) for name in names)
     return same and f"normalized_{architecture}" in PAPER

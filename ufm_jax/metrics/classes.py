@@ -187,7 +187,8 @@ def kept_classes(counts: jax.Array | np.ndarray, absent: Absent) -> np.ndarray:
         return np.arange(len(counts))
     kept = np.flatnonzero(np.asarray(counts))
     if absent == "error":
-        _checks.every_class_present(kept, len(counts))
+        hint = "; absent='skip' leaves such classes out"
+        _checks.every_class_present(kept, len(counts), hint)
     elif len(kept) < 2:
         raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
     return kept

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from numpy.typing import ArrayLike
 
-from ufm_jax._products import matmul
+from ufm_jax._products import matmul, norm
 from ufm_jax.metrics import classes
 
 MAX_STEPS = 20_000
@@ -51,6 +51,8 @@ def _one_vs_rest_distances(W: jax.Array) -> jax.Array:
     points = classes.directions(classes.widen(W))
     # Weights sum to one: distances stay as they are, and directions that share much are told apart sooner.
     points = points - jnp.mean(points, 0)
+    # The weights of the nearest points are constants: a distance does not change with them.
+    at_weights, points = points, jax.lax.stop_gradient(points)
     tolerance = jnp.finfo(points.dtype).eps ** 0.7
     # The largest row sum of the Gram matrix bounds its largest eigenvalue.
     row_sums = jnp.sum(jnp.abs(matmul(points, points.T)), -1)
@@ -90,7 +92,7 @@ def _one_vs_rest_distances(W: jax.Array) -> jax.Array:
     start = project(jnp.zeros_like(matmul(points, points.T)))
     ones = jnp.ones((len(points), 1), points.dtype)
     found = jax.lax.while_loop(is_open, step, _Search(start, start, ones, gap_of(start), jnp.array(0)))
-    return jnp.linalg.norm(residuals(found.weights)[0], axis=-1).astype(W.dtype)
+    return norm(at_weights - matmul(found.weights, at_weights), axis=-1).astype(W.dtype)
 
 
 def gnc2(W: ArrayLike) -> jax.Array:

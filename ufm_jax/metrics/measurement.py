@@ -247,10 +247,6 @@ def measure(
     _check_finite("features", features)
     if W is not None:
         W = _checks.matrix("W", W, rows=2, columns=features.shape[1])
-    if bias is not None:
-        if W is None:
-            raise ValueError("bias needs W, the classifier that it belongs to.")
-        classes.bias_of(bias, len(W))
     if outside is not None:
         outside = _checks.matrix("outside", outside, columns=features.shape[1])
     if num_classes is None and W is not None:
@@ -301,6 +297,7 @@ def measured(
         W = None if W is None else _finite("W", _checks.array("W", W))
         bias = None if bias is None else _finite("bias", _checks.array("bias", bias))
     outside = None if outside is None else _finite("outside", _checks.matrix("outside", outside))
+    classes.one_of("absent", absent, classes.Absent)
     first = None
     for features, labels in _each(batches, "first", progress, dtype):
         with _in(dtype):
@@ -308,6 +305,7 @@ def measured(
                 _check_finite("features", features)
             if first is None:
                 first = FirstPass(classes.no_sums(num_classes, features.shape[1], dtype))
+                first.classifier_of(W, bias)  # Before a network has gone over all samples.
             first = first.add(features, labels)
     if first is None:
         raise ValueError("batches must hold at least one batch, but are empty.")
@@ -375,7 +373,13 @@ def _each(
             "loader, or a function that returns such an iterator."
         )
     seen = 0
-    for features, labels in batches() if callable(batches) else batches:
+    for batch in batches() if callable(batches) else batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"each batch must be a pair of features and labels, but one is a {type(batch).__name__}"
+                + (f" of {len(batch)}." if hasattr(batch, "__len__") else ".")
+            )
+        features, labels = batch
         features, labels = _checks.matrix("features", features, rows=0), _checks.array("labels", labels)
         yield (np.asarray(features), np.asarray(labels)) if dtype == np.float64 else (features, labels)
         if progress is not None:

@@ -82,6 +82,24 @@ class FirstPass(NamedTuple):
         batch = _batch(features, labels, *self.sums.sums.shape)
         return self if len(batch[1]) == 0 else FirstPass(_add_to_first(self.sums, *batch))
 
+    def classifier_of(
+        self, W: ArrayLike | None, bias: ArrayLike | None
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """The classifier W (K, d) and its bias (K,) in the dtype of the sums, if there is one.
+
+        Raises:
+            ValueError: they do not fit the features, or there is a bias without W.
+        """
+        shape, dtype = self.sums.sums.shape, self.sums.sums.dtype
+        if W is None:
+            if bias is not None:
+                raise ValueError("bias needs W, the classifier that it belongs to.")
+            return None, None
+        rows = classifier(W).astype(dtype)
+        if rows.shape != shape:
+            raise ValueError(f"W must have shape {shape}, but has shape {rows.shape}.")
+        return rows, None if bias is None else bias_of(bias, shape[0]).astype(dtype)
+
     def second_pass(
         self,
         W: ArrayLike | None = None,
@@ -111,16 +129,8 @@ class FirstPass(NamedTuple):
         sums = self.sums
         if len(kept) < len(sums.counts):
             sums = jax.tree.map(lambda x: x[kept], sums)
-        num_classes, dtype = len(self.sums.counts), self.sums.sums.dtype
-        centres = centres_of(sums)
-        if W is None and bias is not None:
-            raise ValueError("bias needs W, the classifier that it belongs to.")
-        rows: jax.Array | None = None
-        if W is not None:
-            rows = classifier(W).astype(dtype)
-            if rows.shape != self.sums.sums.shape:
-                raise ValueError(f"W must have shape {self.sums.sums.shape}, but has shape {rows.shape}.")
-            bias = None if bias is None else bias_of(bias, num_classes).astype(dtype)
+        dtype, centres = sums.sums.dtype, centres_of(sums)
+        rows, bias = self.classifier_of(W, bias)
         zeros = jnp.zeros(len(kept), dtype)
         by_decision = zeros if decisions and rows is not None else None
         dim = sums.sums.shape[1]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ufm_jax.riemannian.line_search import Adaptive, LineSearch
+from ufm_jax.riemannian.line_search import Adaptive, LineSearch, check_search
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
@@ -36,7 +36,7 @@ class ConjugateGradient(Solver):
         line_search: how to choose the step.
 
     Raises:
-        ValueError: an unknown `beta_rule`.
+        ValueError: an unknown `beta_rule`, or `line_search` is none.
 
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
@@ -52,6 +52,7 @@ class ConjugateGradient(Solver):
     line_search: LineSearch = Adaptive()
 
     def __post_init__(self) -> None:
+        check_search(self.line_search)
         if self.beta_rule not in _BETA_RULES:
             allowed = ", ".join(_BETA_RULES)
             raise ValueError(f"beta_rule must be one of {allowed}, but is {self.beta_rule!r}.")
@@ -82,7 +83,7 @@ class ConjugateGradient(Solver):
         # A search that failed along a conjugate direction says nothing of the next one.
         is_told = found.moved | state.is_steepest
         afresh = self.line_search.init(new.value.dtype)
-        search = jax.tree.map(lambda a, b: jnp.where(is_told, a, b), found.state, afresh)
+        search = optax.tree.where(is_told, found.state, afresh)
         return ConjugateGradientState(
             new,
             direction=optax.tree.add_scale(optax.tree.scale(-1, new.gradient), beta, carried),

@@ -156,6 +156,7 @@ def _flat_hessian(
     Flat vectors hold coordinates in which the inner product is the usual one, so that the Hessian is
     symmetric.
     """
+    objective.check_point(point)
     manifold, hessian = objective.manifold, objective.hessian(point)
     flat, unflatten = ravel_pytree(point)
 

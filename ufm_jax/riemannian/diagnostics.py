@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from ufm_jax.riemannian.manifolds import Manifold, Tree
-from ufm_jax.riemannian.objective import Objective
+from ufm_jax.riemannian.objective import Objective, check_arrays
 
 _STEPS = 51
 """Steps at which the error of a polynomial is measured, between 1e-8 and 1 times the first."""
@@ -102,7 +102,7 @@ def check_gradient(
         The gradient seems right.
         The gradient is wrong: the error of the linear model has slope 1.00 and not 2.
     """
-    objective.check_point(point)
+    point = _point_of(objective, point)
     manifold = objective.manifold
     tangent = _direction(manifold, point, key, tangent)
     evaluation = objective.evaluate(point)
@@ -144,7 +144,7 @@ def check_hessian(
         >>> print(found.message)
         The Hessian seems right.
     """
-    objective.check_point(point)
+    point = _point_of(objective, point)
     manifold = objective.manifold
     of_tangent, of_other = jax.random.split(key)
     tangent = _direction(manifold, point, of_tangent, tangent)
@@ -188,7 +188,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         The `ManifoldCheck`.
 
     Raises:
-        ValueError: the manifold has no dimension at the point.
+        ValueError: the point holds no floating arrays of one dtype, or the manifold has no dimension there.
 
     Example:
         >>> with jax.enable_x64():
@@ -197,6 +197,8 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
         >>> print(found.message)
         The manifold seems right.
     """
+    check_arrays(point)
+    point = jax.tree.map(jnp.asarray, point)
     manifold.positive_dimension(point)
     keys = jax.random.split(key, 4)
     a, b = (jax.tree.map(lambda x, k=k: jax.random.normal(k, x.shape, x.dtype), point) for k in keys[:2])
@@ -235,7 +237,7 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
             float(optax.tree.vdot(projected, b) - optax.tree.vdot(a, manifold.project(point, b)))
         ),
         "projection not of the stated dimension": abs(float(jnp.trace(matrix)) - manifold.dimension(point)),
-        "retract(x, 0) not x": moved(point),
+        "retract(x, 0) not x, or x off the manifold": moved(point),
         "retraction off the manifold": max(moved(far), not_idempotent(far)),
         "retraction of another velocity": length(optax.tree.sub(velocity, tangent)) / size,
         "random point off the manifold": max(moved(random), not_idempotent(random)),
@@ -253,11 +255,18 @@ def check_manifold(manifold: Manifold, point: Tree, key: jax.Array) -> ManifoldC
     return ManifoldCheck(not wrong, message, residuals)
 
 
+def _point_of(objective: Objective, point: Tree) -> Tree:
+    """The point in JAX's arrays, after its check: they may be narrower than NumPy's."""
+    objective.check_point(point)
+    return jax.tree.map(jnp.asarray, point)
+
+
 def _direction(manifold: Manifold, point: Tree, key: jax.Array, tangent: Tree | None) -> Tree:
     """The tangent vector given, after its checks, or a random one of unit norm."""
     manifold.positive_dimension(point)
     if tangent is None:
         return manifold.random_tangent(key, point)
+    tangent = jax.tree.map(jnp.asarray, tangent)
     if not manifold.norm(point, tangent) > 0:
         raise ValueError("tangent must be finite and not 0: along 0 nothing changes.")
     off = _relative(manifold, point, _normal_part(manifold, point, tangent), tangent)

@@ -65,7 +65,7 @@ class FromOptax(Solver):
         tangent = manifold.project(old.point, updates)
         new = iterate_at(objective, objective.evaluate(manifold.retract(old.point, tangent)))
         is_finite = jnp.isfinite(new.value)
-        kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
+        kept = optax.tree.where(is_finite, new, old)
         return FromOptaxState(kept, optimizer, ~is_finite)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ufm_jax.riemannian.line_search import Backtracking, LineSearch
+from ufm_jax.riemannian.line_search import Backtracking, LineSearch, check_search
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
@@ -28,6 +28,9 @@ class GradientDescent(Solver):
     Args:
         line_search: how to choose the step.
 
+    Raises:
+        ValueError: `line_search` is none.
+
     Example:
         >>> objective = ufm.Objective(lambda x: jnp.sum((x - 1) ** 2), ufm.manifolds.Euclidean())
         >>> result = ufm.minimize(objective, jnp.zeros(2), ufm.solvers.gradient_descent())
@@ -38,6 +41,9 @@ class GradientDescent(Solver):
     """
 
     line_search: LineSearch = Backtracking()
+
+    def __post_init__(self) -> None:
+        check_search(self.line_search)
 
     def init(self, objective: Objective, point: Tree) -> GradientDescentState:
         iterate = iterate_at(objective, objective.evaluate(point))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ufm_jax import _checks
-from ufm_jax.riemannian.line_search import LineSearch, UnitStep
+from ufm_jax.riemannian.line_search import LineSearch, UnitStep, check_search
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
 from ufm_jax.riemannian.objective import Objective
@@ -78,6 +78,7 @@ class LBFGS(Solver):
     caution: float = 1e-8
 
     def __post_init__(self) -> None:
+        check_search(self.line_search)
         _checks.count("memory_size", self.memory_size, 1)
         _checks.within("caution", self.caution, 0, 1)
 
@@ -109,14 +110,10 @@ class LBFGS(Solver):
         fails, has_pairs = ~found.moved, memory.pairs > 0
         return LBFGSState(
             new,
-            _where(fails, _no_memory(new, self.memory_size), told),
-            _where(fails & has_pairs, self.line_search.init(new.value.dtype), found.state),
+            optax.tree.where(fails, _no_memory(new, self.memory_size), told),
+            optax.tree.where(fails & has_pairs, self.line_search.init(new.value.dtype), found.state),
             found.exhausted & ~has_pairs,
         )
-
-
-def _where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _no_memory(iterate: Iterate, size: int) -> Memory:

@@ -1,11 +1,11 @@
 """Line searches along a retraction, as pairs of pure functions.
 
-Both searches are pymanopt's, step for step, while the cost can resolve a decrease. Near a minimum it no
-longer can: the decrease falls under the rounding error of the cost (in float32 at a gradient norm near
-1e-4). There the decrease is taken from slopes by the trapezoidal rule, `step (slope_0 + slope_step)/2`,
-which keeps its digits; the sufficient decrease condition on it is the approximate Wolfe condition of Hager
-and Zhang, *A New Conjugate Gradient Method with Guaranteed Descent and an Efficient Line Search*, SIAM J.
-Optim. 2005, equation (4.1).
+`Backtracking` and `Adaptive` are pymanopt's, step for step, while the cost can resolve a decrease. Near a
+minimum it no longer can: the decrease falls under the rounding error of the cost (in float32 at a gradient
+norm near 1e-4). There the decrease is taken from slopes by the trapezoidal rule,
+`step (slope_0 + slope_step)/2`, which keeps its digits; the sufficient decrease condition on it is the
+approximate Wolfe condition of Hager and Zhang, *A New Conjugate Gradient Method with Guaranteed Descent and
+an Efficient Line Search*, SIAM J. Optim. 2005, equation (4.1).
 """
 
 import dataclasses
@@ -220,6 +220,12 @@ class UnitStep(LineSearch):
 
 
 _Contracting = Backtracking | Adaptive | UnitStep
+
+
+def check_search(search: Any) -> None:
+    """Raises ValueError where this is something else, such as a search's class."""
+    if isinstance(search, type) or not callable(getattr(search, "search", None)):
+        raise ValueError(f"line_search must be one such as ufm.solvers.backtracking(), but is {search!r}.")
 
 
 def _check(search: _Contracting) -> None:

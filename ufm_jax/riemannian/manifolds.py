@@ -10,7 +10,8 @@ A manifold carries no shapes of its own: the arrays do. It acts on any pytree, l
 - `Product` gives each branch of the pytree a manifold of its own,
 - `Weighted` is another manifold with its inner product weighted.
 
-All but the last are Riemannian submanifolds of Euclidean space with the usual inner product.
+All but the last have the usual inner product. Tangent vectors of `Grassmann` are those of `Stiefel` that
+are perpendicular to rotations of the basis.
 
 A manifold of one's own is a subclass of `Manifold` with four methods, each for one array: `project_leaf`,
 `retract_leaf`, `random_leaf` and `dimension_leaf`. Everything a solver asks follows from them. Here is the
@@ -50,7 +51,7 @@ import optax
 from jax.typing import DTypeLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul, power_of_two
+from ufm_jax._products import matmul, power_of_two, root
 
 Tree = Any
 """A pytree of arrays: a point, or a vector of the same structure."""
@@ -248,8 +249,7 @@ class Manifold:
 
         The distance has a kink there; second derivatives are those of `squared_distance`.
         """
-        square = self.squared_distance(a, b)
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        return root(self.squared_distance(a, b))
 
     def dimension(self, point: Tree) -> int:
         """The dimension of the manifold of points shaped like `point`."""
@@ -277,6 +277,12 @@ class Manifold:
 
         The distance is that to `retract(point, 0)`, of each point of an array apart.
         """
+        axes = self.point_ndim or 0
+        for x in jax.tree.leaves(point):
+            if x.ndim < axes:
+                raise ValueError(
+                    f"an array on {self} must have at least {axes} axes, but one has shape {x.shape}."
+                )
         there = self.retract(point, optax.tree.zeros_like(point))
         # Under `jit` also what is made of known arrays is traced.
         if not _checks.is_concrete(point, there):

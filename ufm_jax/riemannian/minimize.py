@@ -186,7 +186,7 @@ def minimize(
         point: the start, a pytree of floating arrays on the objective's manifold; its dtype is kept, but
             that float64 is float32 where JAX has not enabled it.
         solver: for example `ufm_jax.solvers.lbfgs()`.
-        max_steps: largest number of steps, at least 0, static.
+        max_steps: largest number of steps, at least 0; static with `measure` or `record`.
         tolerance: stop once the norm of the Riemannian gradient, in the metric of the manifold, is at most
             this; 0 or more.
         measure: a function of the point, recorded at the start and after each step. Under `vmap` each step
@@ -267,7 +267,7 @@ def resume(
         objective: as of the call that gave the state.
         state: `Result.state`, or `solver.init(objective, point)`.
         solver: the same one.
-        max_steps: largest number of steps in this call, at least 0, static.
+        max_steps: largest number of steps in this call, at least 0; static with a `record`.
         tolerance: of the gradient norm, at least 0, as in `minimize`.
         record: as in `minimize`.
         until: as in `minimize`.
@@ -310,11 +310,12 @@ def _check_state(objective: Objective, state: Any, solver: Solver) -> None:
 
 
 def _check_limits(max_steps: int, tolerance: ArrayLike) -> None:
-    _checks.count("max_steps", max_steps, 0)
-    if max_steps >= 2**31 - 1:
-        raise ValueError(
-            f"max_steps must be below 2^31 - 1, so that int32 counts them, but is {max_steps}."
-        )
+    if _checks.is_concrete(max_steps):
+        _checks.count("max_steps", max_steps, 0)
+        if max_steps >= 2**31 - 1:
+            raise ValueError(
+                f"max_steps must be below 2^31 - 1, so that int32 counts them, but is {max_steps}."
+            )
     _checks.scalar("tolerance", tolerance)
     _checks.at_least("tolerance", tolerance, 0)
 

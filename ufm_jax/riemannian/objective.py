@@ -133,13 +133,18 @@ class Objective:
         Args:
             point: floating arrays of one dtype; whether they lie on the manifold is checked outside `jit`.
         """
-        leaves = jax.tree.leaves(point)
-        kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in leaves})
-        are_arrays = all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves)
-        if len(kinds) != 1 or not are_arrays or not jnp.issubdtype(kinds[0], jnp.floating):
-            found = " and ".join(kinds) or "no array"
-            raise ValueError(f"the point must hold floating arrays of one dtype, but has {found}.")
+        check_arrays(point)
         self.manifold.check_point(point)
+
+
+def check_arrays(point: Tree) -> None:
+    """Raises ValueError where `point` holds something else than floating arrays of one dtype."""
+    leaves = jax.tree.leaves(point)
+    kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in leaves})
+    are_arrays = all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves)
+    if len(kinds) != 1 or not are_arrays or not jnp.issubdtype(kinds[0], jnp.floating):
+        found = " and ".join(kinds) or "no array"
+        raise ValueError(f"the point must hold floating arrays of one dtype, but has {found}.")
 
 
 def _objective_of(cost: Callable, parts: tuple[Any, Any]) -> Objective:
