@@ -519,6 +519,36 @@ class TestCertify:
             np.testing.assert_allclose(verdict.gradient_norm, 1 / 3, rtol=1e-5)
             np.testing.assert_allclose(verdict.margin, -1 / 3, rtol=1e-5)
 
+    @pytest.mark.parametrize(
+        ("dtype", "taus"), [(jnp.float64, (1.0, 400.0, 2000.0)), (jnp.float32, (1.0, 60.0, 300.0))]
+    )
+    def test_one_hot_targets_are_classes_at_any_temperature(self, dtype, taus):
+        W, key = jnp.eye(3, dtype=dtype), jax.random.key(0)
+        orthonormal, random = ufm.Point(W, W), problem_at(1.0, jnp.arange(3), 3).random_point(key, 3, dtype)
+        for tau in taus:
+            of_targets, of_labels = (
+                problem_at(tau, jnp.eye(3, dtype=dtype), 3),
+                problem_at(tau, jnp.arange(3), 3),
+            )
+            for point in (orthonormal, random):
+                found, expected = (landscape.certify(x, point) for x in (of_targets, of_labels))
+                assert not found.is_critical
+                for a, b in zip(found, expected, strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-37)
+
+    def test_rows_of_a_class_beside_soft_ones(self):
+        """Each row of G is the softmax minus its target, whatever the rows beside it are."""
+        targets = jnp.array([[1.0, 0, 0], [0.2, 0.3, 0.5], [0, 0, 1.0]])
+        problem = problem_at(2.0, targets, 3)
+        point = problem.random_point(jax.random.key(0), 3)
+        scores = 2 * point.H @ point.W.T
+        expected = (jax.nn.softmax(scores) - targets) / 3
+        np.testing.assert_allclose(landscape.logit_gradient(problem, point), expected, atol=1e-15)
+        met = problem_at(1.0, jnp.full((3, 3), 1 / 3), 3)
+        verdict = landscape.certify(met, ufm.Point(point.W[:1].repeat(3, 0), point.H))
+        assert verdict.is_global_minimum
+        np.testing.assert_allclose(verdict.gap, 0, atol=1e-14)
+
     def test_its_margin_is_never_below_that_of_lemma_3(self):
         @jax.jit
         @jax.vmap
@@ -538,8 +568,10 @@ class TestCertify:
         assert landscape.certify(problem_at(1.0, loss=smoothed), point).gap > 0
         with pytest.raises(ValueError, match="needs a loss that says that it is convex in the logits"):
             landscape.certify(problem_at(1.0, loss=ufm.losses.focal), point)
-        with pytest.raises(ValueError, match="needs a loss that says"):
-            landscape.certify(problem_at(1.0, loss=lambda z, y: squared_error(z, y)), point)
+        for certificate in (landscape.certify, landscape.optimality_gap):
+            for loss in (ufm.losses.focal, lambda z, y: squared_error(z, y)):
+                with pytest.raises(ValueError, match="needs a loss that says"):
+                    certificate(problem_at(1.0, loss=loss), point)
 
 
 @pytest.mark.slow

@@ -100,7 +100,10 @@ SQUARED_ERROR = ufm.normalized(ufm.balanced_labels(4, 3), 4, loss=ufm.losses.squ
             lambda: saddles.rank_one(problem_at(1.0), jax.random.key(0), 0),
             "dim must be finite and at least 1",
         ),
-        (lambda: saddles.merged_classes(problem_at(1.0), jnp.arange(4), DIM), "groups must be 5 integers"),
+        (
+            lambda: saddles.merged_classes(problem_at(1.0), jnp.arange(4), DIM),
+            r"groups must be integers of shape \(5,\)",
+        ),
         (
             lambda: saddles.merged_classes(problem_at(1.0), jnp.arange(5), DIM),
             "number between 2 and 4, but",
@@ -108,7 +111,7 @@ SQUARED_ERROR = ufm.normalized(ufm.balanced_labels(4, 3), 4, loss=ufm.losses.squ
         (lambda: saddles.merged_classes(problem_at(1.0), jnp.zeros(5, int), DIM), "but number 1"),
         (
             lambda: saddles.merged_classes(problem_at(1.0), jnp.arange(5) + 1, DIM),
-            "must lie between 0 and 4",
+            "groups must lie in 0..4, but go from 1 to 5",
         ),
         (lambda: saddles.antipodal(problem_at(1.0), 3), "at least 4 dimensions, but dim is 3"),
         (lambda: saddles.rank_one(SQUARED_ERROR, jax.random.key(0), 4), "must not see a constant"),

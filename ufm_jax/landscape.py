@@ -190,9 +190,8 @@ def logit_gradient(problem: Problem, point: Point) -> jax.Array:
     Raises:
         ValueError: the problem is not a normalized one, or the point does not fit it.
     """
-    _factors(problem, point)
-    G, unit = _scaled_logit_gradient(problem, point)
-    return unit * G
+    _check_point(problem, point)
+    return _logit_gradient(problem, point)
 
 
 def multipliers(problem: Problem, point: Point) -> Multipliers:
@@ -218,7 +217,8 @@ def multipliers(problem: Problem, point: Point) -> Multipliers:
         >>> bool(jnp.allclose(alpha.sum(), beta.sum(), atol=1e-6))  # Lemma 4
         True
     """
-    return _multipliers(*_factors(problem, point), logit_gradient(problem, point))
+    _check_point(problem, point)
+    return _multipliers(point, _logit_gradient(problem, point))
 
 
 def certificate_matrix(problem: Problem, point: Point) -> CertificateMatrix:
@@ -241,8 +241,9 @@ def certificate_matrix(problem: Problem, point: Point) -> CertificateMatrix:
         >>> bool(value < 0), u.shape, v.shape
         (True, (3,), (6,))
     """
-    G = logit_gradient(problem, point)
-    return CertificateMatrix(*_multipliers(*_factors(problem, point), G), G)
+    _check_point(problem, point)
+    G = _logit_gradient(problem, point)
+    return CertificateMatrix(*_multipliers(point, G), G)
 
 
 def hessian_form(problem: Problem, point: Point, tangent: Point) -> jax.Array:
@@ -263,16 +264,17 @@ def hessian_form(problem: Problem, point: Point, tangent: Point) -> jax.Array:
     Raises:
         ValueError: the problem is not a normalized one.
     """
-    (W, H), (D_W, D_H) = _factors(problem, point), tangent
-    G, tau = logit_gradient(problem, point), jnp.asarray(problem.tau, H.dtype)
-    alpha, beta = _multipliers(W, H, G)
+    _check_point(problem, point)
+    (W, H), (D_W, D_H) = point, tangent
+    G, tau = _logit_gradient(problem, point), jnp.asarray(problem.tau, H.dtype)
+    alpha, beta = _multipliers(point, G)
     mixed = jnp.sum(G * matmul(D_H, D_W.T))
     of_the_spheres = jnp.sum(alpha * _squares(D_W)) + jnp.sum(beta * _squares(D_H))
     if problem.loss is losses.cross_entropy:
         # A softmax does not see what is added to all logits; left in, it would cost digits at a large tau.
         W, D_W = W - W[:1], D_W - D_W[:1]
     dM = tau * (matmul(D_H, W.T) + matmul(H, D_W.T))
-    _, dG = jax.jvp(_gradient_of_mean_loss(problem), (problem.scores(point),), (dM,))
+    _, dG = jax.jvp(jax.grad(problem.mean_loss), (problem.scores(point),), (dM,))
     return jnp.sum(dM * dG) + tau * (2 * mixed - of_the_spheres)
 
 
@@ -314,7 +316,7 @@ def certify(problem: Problem, point: Point, tolerance: float | None = None) -> C
         (True, False)
     """
     _check_convex(problem)
-    _factors(problem, point)
+    _check_point(problem, point)
     _check_tolerance(tolerance)
     return _certify(problem, point, tolerance)
 
@@ -327,7 +329,7 @@ def _check_tolerance(tolerance: float | None) -> None:
 
 @jax.jit  # Here and below, so that a call by itself is one program, compiled once for a shape.
 def _certify(problem: Problem, point: Point, tolerance: float | None) -> Certificate:
-    (W, H), (Z, unit) = _factors(problem, point), _scaled_certificate_matrix(problem, point)
+    (W, H), (Z, unit) = point, _scaled_certificate_matrix(problem, point)
     tolerance = float(jnp.finfo(H.dtype).eps) ** 0.25 if tolerance is None else tolerance
     spectral_norm = jnp.linalg.norm(Z.G, ord=2)
     gradient = Point(
@@ -384,7 +386,7 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     if not isinstance(problem, Problem):
         raise ValueError("the gap is known for problems of ufm.normalized and ufm.regularized.")
     if problem.decay is None:
-        _factors(problem, point)
+        _check_point(problem, point)
         _check_convex(problem)
         return _normalized_gap(problem, point)
     problem.check_point(point)
@@ -416,7 +418,7 @@ def _regularized_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     scores = problem.scores(point)
     count = len(scores)
     answers = jax.nn.softmax(scores) if is_entropy else scores
-    targets = answers - count * _gradient_of_mean_loss(problem)(scores)
+    targets = answers - count * jax.grad(problem.mean_loss)(scores)
     of_bias: ArrayLike = 0.0
     if isinstance(point, BiasedPoint):
         answers, of_bias = _with_stationary_bias(problem, point, answers, targets, is_entropy)
@@ -494,9 +496,9 @@ def negative_curvature(problem: Problem, point: Point, tolerance: float | None =
         >>> bool(found.curvature < 0), found.direction.H.shape
         (True, (6, 4))
     """
-    W, _ = _factors(problem, point)
+    _check_point(problem, point)
     _check_cross_entropy("Theorem 2", problem)
-    K, dim = W.shape
+    K, dim = point.W.shape
     if dim < K or dim == 2:
         raise ValueError(
             "Theorem 2 needs more dimensions than classes, or as many and at least 3, but dim is "
@@ -546,10 +548,10 @@ def proposition_2(problem: Problem, point: Point) -> NegativeCurvature:
             d <= K, or tau is not below `theory.strict_saddle_threshold(K, d)` (values are checked outside
             `jit`).
     """
-    W, _ = _factors(problem, point)
+    _check_point(problem, point)
     _check_cross_entropy("Proposition 2", problem)
     _checks.equal_sizes("the conditions of Proposition 2", problem.labels, problem.num_classes)
-    _check_conditions(problem, dim=W.shape[1])
+    _check_conditions(problem, dim=point.W.shape[1])
     return _proposition_2(problem, point)
 
 
@@ -592,7 +594,7 @@ def _of_equal_classifiers(problem: Problem, point: Point) -> Point:
     # In a unit direction (x, y) of the two parts the form is A x^2 + 2 B x y, least at its eigenvector.
     A = hessian_form(problem, point, part_W)
     B = jnp.asarray(problem.tau, H.dtype) * jnp.sum(
-        logit_gradient(problem, point) * matmul(part_H.H, part_W.W.T)
+        _logit_gradient(problem, point) * matmul(part_H.H, part_W.W.T)
     )
     # B^2 / least is -(A/2 + sqrt(A^2/4 + B^2)), without the difference of two large numbers.
     other = A / 2 + jnp.hypot(A / 2, B)
@@ -668,9 +670,13 @@ def _lowest_and_gap(Z: CertificateMatrix, spectral_norm: jax.Array) -> tuple[jax
 
 
 def _scaled_certificate_matrix(problem: Problem, point: AnyPoint) -> tuple[CertificateMatrix, jax.Array]:
-    W, H = _factors(problem, point)
     G, unit = _scaled_logit_gradient(problem, point)
-    return CertificateMatrix(*_multipliers(W, H, G), G), unit
+    return CertificateMatrix(*_multipliers(point, G), G), unit
+
+
+def _logit_gradient(problem: Problem, point: AnyPoint) -> jax.Array:
+    G, unit = _scaled_logit_gradient(problem, point)
+    return unit * G
 
 
 def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array, jax.Array]:
@@ -680,7 +686,7 @@ def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array
     logarithm; the first of the two is right where the second, and G, have underflowed.
     """
     scores = problem.scores(point)
-    G = _gradient_of_mean_loss(problem)(scores)
+    G = jax.grad(problem.mean_loss)(scores)
     if problem.loss is not losses.cross_entropy:
         unit = _nonzero(jax.lax.stop_gradient(jnp.max(jnp.abs(G))))
         return G / unit, unit
@@ -699,13 +705,9 @@ def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array
     return jnp.where(is_of_a_class, of_a_class, G / _nonzero(unit)), unit
 
 
-def _multipliers(W: jax.Array, H: jax.Array, G: jax.Array) -> Multipliers:
-    scores = matmul(H, W.T)
-    return Multipliers(jnp.sum(G * scores, axis=0), jnp.sum(G * scores, axis=1))
-
-
-def _gradient_of_mean_loss(problem: Problem):
-    return jax.grad(lambda scores: jnp.mean(problem.loss(scores, problem.labels)))
+def _multipliers(point: AnyPoint, G: jax.Array) -> Multipliers:
+    weighed = G * matmul(point.H, point.W.T)
+    return Multipliers(jnp.sum(weighed, axis=0), jnp.sum(weighed, axis=1))
 
 
 def _squares(rows: jax.Array) -> jax.Array:
@@ -717,11 +719,9 @@ def _nonzero(x: jax.Array) -> jax.Array:
     return jnp.where(x != 0, x, 1)
 
 
-def _factors(problem: Problem, point: AnyPoint) -> tuple[jax.Array, jax.Array]:
-    """W and H of a point of a normalized problem."""
+def _check_point(problem: Problem, point: AnyPoint) -> None:
     check_normalized(problem)
     problem.check_point(point)
-    return point.W, point.H
 
 
 def check_normalized(problem: Problem) -> None:

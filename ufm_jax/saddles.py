@@ -78,7 +78,7 @@ def rank_one(
             "the loss must not see a constant added to all logits of a sample: otherwise the point is not "
             "critical."
         )
-    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
+    dtype = dtype
     for_points, for_signs = jax.random.split(key)
     vectors = normalize(jax.random.normal(for_points, (1 + N // K, dim), dtype))
     w, of_one_class = vectors[0], vectors[1:]
@@ -125,7 +125,7 @@ def sign_pattern(
     """
     check_normalized(problem)
     _checks.count("dim", dim, 1)
-    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
+    dtype = dtype
     line = jnp.eye(1, dim, dtype=dtype)
     columns = []
     for name, signs, count in [
@@ -180,7 +180,7 @@ def full_rank(
         raise ValueError(f"classifiers of rank {K} need at least {K} dimensions, but dim is {dim}.")
     needed = full_rank_threshold(K, n, r)
     _checks.at_least("tau", problem.tau, needed)
-    frame = theory.simplex_etf(K, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    frame = theory.simplex_etf(K, dim, dtype)
     sine = jnp.asarray(needed / problem.tau, frame.dtype)
     W = (sine * frame).at[:, -1].set(jnp.sqrt(1 - sine**2))
     signs = jnp.where(_numbers_in_class(problem) < r, -1, 1)
@@ -244,13 +244,8 @@ def merged_classes(problem: Problem, groups: ArrayLike, dim: int, dtype: DTypeLi
     """
     _check(problem)
     K = problem.num_classes
-    groups = jnp.asarray(groups)
-    if groups.shape != (K,) or not jnp.issubdtype(groups.dtype, jnp.integer):
-        raise ValueError(
-            f"groups must be {K} integers, but have shape {groups.shape} and dtype {groups.dtype}."
-        )
+    groups = _checks.class_labels(groups, K, shape=(K,), rows_of="W", name="groups")
     if _checks.is_concrete(groups):
-        _checks.within("groups", groups, 0, K - 1)
         count = len(set(groups.tolist()))
         if not 1 < count < K:
             raise ValueError(f"groups must number between 2 and {K - 1}, but number {count}.")
@@ -260,7 +255,7 @@ def merged_classes(problem: Problem, groups: ArrayLike, dim: int, dtype: DTypeLi
         return problem.loss(logits[groups][:, groups], labels)
 
     reduced = normalized(jnp.arange(K), K, loss=loss_of_groups, tau=problem.tau)
-    frame = theory.simplex_etf(K, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    frame = theory.simplex_etf(K, dim, dtype)
     eps = float(jnp.finfo(frame.dtype).eps)
     found = minimize(reduced, Point(frame, frame), trust_region(), max_steps=200, tolerance=10 * eps)
     W, H = found.point
@@ -283,7 +278,7 @@ def antipodal(problem: Problem, dim: int, dtype: DTypeLike | None = None) -> Poi
         ValueError: d < K - 1, the problem is not a normalized one, or its classes have unequal sizes.
     """
     _check(problem)
-    W = theory.simplex_etf(problem.num_classes, dim, jax.dtypes.canonicalize_dtype(dtype or float))
+    W = theory.simplex_etf(problem.num_classes, dim, dtype)
     return Point(W, -W[problem.labels])
 
 
@@ -399,6 +394,6 @@ class _LeastGradient:
         moved = manifold.retract(x, step)
         new = iterate_at(problem, problem.evaluate(moved))
         accepted = new.gradient_norm < norm
-        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        kept = optax.tree.where(accepted, new, old)
         damping = damping * jnp.where(accepted, 0.25, 8)
         return _LeastGradientState(kept, damping, damping >= 1e12)
