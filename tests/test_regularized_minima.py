@@ -46,17 +46,19 @@ def test_cross_entropy_and_label_smoothing(seed, alpha):
     np.testing.assert_allclose(at_it, theory, rtol=0, atol=1e-14)
 
 
-def test_our_own_solver_finds_the_minima_of_cross_entropy_to_rounding():
+@pytest.mark.parametrize("alpha", few(1, 0.0, 0.15))
+def test_our_own_solver_finds_the_minima_of_cross_entropy_to_rounding(alpha):
     labels = ufm.balanced_labels(4, 3)
+    loss = functools.partial(ufm.losses.label_smoothing, alpha=alpha) if alpha else ufm.losses.cross_entropy
 
     @jax.jit
     def found(lW, lH, key):
-        problem = ufm.regularized(labels, 4, weight_decay=lW, feature_decay=lH)
+        problem = ufm.regularized(labels, 4, loss, weight_decay=lW, feature_decay=lH)
         start = problem.random_point(key, 5)
         result = ufm.minimize(problem, start, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-12)
         W, H = result.point
-        its_W, its_H = ufm.theory.regularized_minimizer(4, 3, 5, lW, lH)
-        theory = ufm.theory.regularized_cross_entropy_minimum(4, 3, lW, lH)
+        its_W, its_H = ufm.theory.regularized_minimizer(4, 3, 5, lW, lH, alpha)
+        theory = ufm.theory.regularized_label_smoothing_minimum(4, 3, lW, lH, alpha)
         apart = jnp.abs(W @ W.T - its_W @ its_W.T).max(), jnp.abs(H @ H.T - its_H @ its_H.T).max()
         return result.value - theory, jnp.stack(apart) / jnp.maximum(1, jnp.abs(W @ W.T).max())
 
@@ -150,20 +152,16 @@ def test_depth_two_is_the_shallow_model():
         )
 
 
-@pytest.mark.parametrize("sizes", [(20, 5), (12, 12, 4, 4), (15, 10, 3, 3, 3)])
+@pytest.mark.parametrize("sizes", [(20, 5, 5), (12, 12, 4, 4), (15, 10, 3, 3, 3)])
 def test_the_threshold_of_minority_collapse(sizes):
-    smallest = min(sizes)
+    smallest, total = min(sizes), sum(sizes)
     minority = [k for k, n in enumerate(sizes) if n == smallest]
-    minority = minority if len(minority) > 1 else None
-    total = sum(sizes)
     for share, collapsed in ((0.97, False), (1.03, True)):
         # The decays at which the threshold is this share of the smallest size.
         decay = np.sqrt(share * smallest) / total
         np.testing.assert_allclose(
             ufm.theory.minority_collapse_threshold(total, decay, decay), share * smallest
         )
-        if minority is None:
-            continue
         _, W, _, _ = solve(one_hot(sizes), len(sizes), decay, decay, "cross entropy", 0)
         apart = np.linalg.norm(W[minority[0]] - W[minority[1]])
         assert (apart < 1e-6) if collapsed else (apart > 0.1)
@@ -184,6 +182,17 @@ def test_the_layer_peeled_minimum_is_attained_and_not_passed():
             W *= np.sqrt(energies[0] / np.mean(np.sum(W**2, 1)))
             H *= np.sqrt(energies[1] / np.mean(np.sum(H**2, 1)))
             assert mean_loss("cross entropy", H @ W.T, one_hot([2] * 4))[0] > theory
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_of_many_nearest_frames_one_is_returned(rank):
+    generator = np.random.default_rng(rank)
+    rows = generator.normal(size=(4, rank)) @ generator.normal(size=(rank, 5)) + generator.normal(size=5)
+    frame = np.asarray(ufm.theory.nearest_simplex_etf(rows))
+    np.testing.assert_allclose(frame @ frame.T, 4 / 3 * (np.eye(4) - 1 / 4), atol=1e-12)
+    # The nearest has the largest inner product with the rows, the sum of their singular values.
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    np.testing.assert_allclose(np.sum(frame * rows), np.sqrt(4 / 3) * values.sum(), atol=1e-12)
 
 
 def test_the_nearest_simplex_etf_is_nearer_than_random_ones():
@@ -226,6 +235,29 @@ def test_the_margin_has_the_derivatives_of_its_two_sides():
 def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call(ufm.theory)
+
+
+def test_our_own_solver_finds_the_minima_of_squared_error_to_rounding():
+    sizes = np.array([5, 3, 3, 1])
+    labels, targets = jnp.repeat(jnp.arange(4), sizes), one_hot(sizes)
+
+    @jax.jit
+    def found(lW, lH, key):
+        problem = ufm.regularized(labels, 4, ufm.losses.squared_error, weight_decay=lW, feature_decay=lH)
+        start = problem.random_point(key, 5)
+        result = ufm.minimize(problem, start, ufm.solvers.trust_region(), max_steps=300, tolerance=1e-12)
+        W, H = result.point
+        its_W, its_H, _ = ufm.theory.regularized_squared_error_minimizer(targets, 5, lW, lH)
+        theory = ufm.theory.regularized_squared_error_minimum(targets, lW, lH)
+        apart = jnp.abs(W @ W.T - its_W @ its_W.T).max(), jnp.abs(H @ H.T - its_H @ its_H.T).max()
+        return result.value - theory, jnp.stack(apart) / jnp.maximum(1, jnp.abs(W @ W.T).max())
+
+    generator = np.random.default_rng(0)
+    for i in SEEDS:
+        lW, lH = np.exp(generator.uniform(np.log(1e-4), np.log(0.05), 2))
+        gap, apart = found(lW, lH, jax.random.key(i))
+        assert abs(gap) < 1e-12
+        assert apart.max() < 1e-6
 
 
 def test_squared_error_of_classes_of_any_size_by_our_own_solver():

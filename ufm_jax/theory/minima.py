@@ -66,7 +66,7 @@ def simplex_etf(num_classes: int, dim: int, dtype: DTypeLike | None = None) -> j
     helmert /= np.sqrt(j * (j + 1))
     frame = np.zeros((num_classes, dim))
     frame[:, : num_classes - 1] = np.sqrt(num_classes / (num_classes - 1)) * helmert
-    return jnp.asarray(frame, dtype=dtype)
+    return jnp.asarray(frame, jax.dtypes.canonicalize_dtype(dtype or float))
 
 
 def regular_polygon(num_classes: int, dtype: DTypeLike | None = None) -> jax.Array:
@@ -360,12 +360,13 @@ def label_smoothing_cone(num_classes: int, dim: int, tau: ArrayLike, alpha: Arra
     """
     _checks.positive_scalar("tau", tau)
     _checks.scalar("alpha", alpha)
-    frame = simplex_etf(num_classes, dim)
+    dtype = jnp.result_type(tau, alpha, 1.0)
+    frame = simplex_etf(num_classes, dim, dtype)
     if dim < num_classes:
         raise ValueError(
             f"a cone of {num_classes} classes needs at least {num_classes} dimensions, but dim is {dim}."
         )
-    sine_square = jnp.minimum(1, label_smoothing_threshold(num_classes, alpha) / tau)
+    sine_square = jnp.minimum(1, label_smoothing_threshold(num_classes, alpha) / tau).astype(dtype)
     # The last column of the frame is zero.
     return (root(sine_square) * frame).at[:, -1].set(root(1 - sine_square))
 

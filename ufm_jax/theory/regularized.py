@@ -11,12 +11,10 @@ Tirer, Bruna, *Extended Unconstrained Features Model*, ICML 2022, and Dang et al
 Linear Networks*, ICML 2023 (squared error, depth).
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
@@ -175,7 +173,7 @@ def regularized_minimizer(
         _checks.scalar(name, value)
     m = regularized_margin(num_classes, samples_per_class, weight_decay, feature_decay, alpha)
     ratio = jnp.sqrt(samples_per_class * jnp.asarray(feature_decay) / weight_decay)
-    W = root((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim)
+    W = root((num_classes - 1) / num_classes * ratio * m) * simplex_etf(num_classes, dim, ratio.dtype)
     return W, jnp.repeat(W / ratio, samples_per_class, axis=0)
 
 
@@ -240,7 +238,8 @@ def regularized_squared_error_minimizer(
         bias: whether a free bias is added to the logits.
 
     Returns:
-        W (K, d), H (N, d) and b (K,), which is zero without a bias.
+        W (K, d), H (N, d) and b (K,), which is zero without a bias. Derivatives in the targets are not
+        numbers where singular values are equal, as of one-hot targets of classes of one size.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -348,7 +347,7 @@ def deep_linear_minimizer(
 
 
 def _layer_decays(decays: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike) -> jax.Array:
-    rates = jnp.asarray(decays, dtype)
+    rates = jnp.asarray(_checks.array("decays", decays), dtype)
     if rates.ndim != 1 or len(rates) < 2:
         raise ValueError(
             f"decays must be a vector of one for each of at least 2 factors, but has shape {rates.shape}."
@@ -416,7 +415,7 @@ def nonnegative_cross_entropy_minimum(
     ReLU Features Model*, ICML 2024.
     """
     lam = _scalar_rate(weight_decay, feature_decay)
-    sizes = jnp.asarray(class_sizes, lam.dtype)
+    sizes = jnp.asarray(_checks.array("class_sizes", class_sizes), lam.dtype)
     if sizes.ndim != 1 or len(sizes) < 2:
         raise ValueError(f"class_sizes must be a vector of at least two, but has shape {sizes.shape}.")
     _checks.positive("class_sizes", class_sizes)
@@ -493,16 +492,17 @@ def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
     """The simplex ETF of unit rows nearest to given rows, in the Frobenius norm.
 
     With `U S V^T` the singular value decomposition of `Y^T (I - 11^T/K)` it is the frame whose transpose is
-    `sqrt(K/(K-1)) U V^T (I - 11^T/K)`: the polar factor of the centred rows.
+    `sqrt(K/(K-1)) U V^T (I - 11^T/K)`: the polar factor of the centred rows. Where these have a rank below
+    K - 1, several frames are nearest; it is one of them, and derivatives are not numbers.
 
     Args:
-        rows: Y, (K, d), d at least K - 1, whose centred rows have rank K - 1.
+        rows: Y, (K, d), d at least K - 1.
 
     Returns:
         The frame, (K, d).
 
     Raises:
-        ValueError: the rows are not a matrix, or d < K - 1.
+        ValueError: the rows are not a matrix of real numbers, or d < K - 1.
 
     Example:
         >>> frame = ufm.theory.nearest_simplex_etf(jnp.array([[2.0, 0.1], [-1.0, 1.0], [-1.0, -1.0]]))
@@ -513,35 +513,32 @@ def nearest_simplex_etf(rows: ArrayLike) -> jax.Array:
 
     Reference: Markou, Ajanthan, Gould, *Guiding Neural Collapse*, NeurIPS 2024.
     """
-    rows = jnp.asarray(rows)
+    rows = _checks.floating("rows", rows)
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < len(rows) - 1:
         raise ValueError(f"rows must be (K, d), d at least K - 1 and K at least 2, but are {rows.shape}.")
-    k = len(rows)
-    return jnp.sqrt(k / (k - 1)) * _polar_factor(rows - jnp.mean(rows, 0), k - 1)
+    # Every frame is this one, of K - 1 columns, times orthonormal rows (Procrustes' problem).
+    frame = simplex_etf(len(rows), len(rows) - 1, rows.dtype)
+    return matmul(frame, _polar_factor(matmul(frame.T, rows)))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _polar_factor(A: jax.Array, rank: int) -> jax.Array:
-    """`U V^T` of the `rank` largest singular values of A; the vectors of the others are arbitrary."""
+@jax.custom_jvp
+def _polar_factor(A: jax.Array) -> jax.Array:
+    """The orthonormal rows `U V^T` nearest to those of `A = U S V^T`, no more than it has columns."""
     left, _, right = jnp.linalg.svd(A, full_matrices=False)
-    return matmul(left[:, :rank], right[:rank])
+    return matmul(left, right)
 
 
 @_polar_factor.defjvp
-def _derivative_of_polar_factor(rank, primals, tangents):
-    """`U X V^T` plus what leaves the two spans; `X (S_i + S_j) = M - M^T`, `M = U^T dA V`."""
+def _derivative_of_polar_factor(primals, tangents):
+    """`U X V^T`, `X (S_i + S_j) = M - M^T` with `M = U^T dA V`, and `U S^-1 U^T dA (I - V V^T)`."""
     (A,), (dA,) = primals, tangents
     left, values, right = jnp.linalg.svd(A, full_matrices=False)
-    left, values, right = left[:, :rank], values[:rank], right[:rank]
-    along, across = matmul(left.T, dA), matmul(dA, right.T) / values
+    along = matmul(left.T, dA)
     M = matmul(along, right.T)
-    turned = (M - M.T) / (values[:, None] + values)
     # Sums of singular values, never differences: equal ones do no harm.
-    within = matmul(matmul(left, turned), right)
-    off_left = matmul(across - matmul(left, matmul(left.T, across)), right)
-    of_rows = along / values[:, None]
-    off_right = matmul(left, of_rows - matmul(matmul(of_rows, right.T), right))
-    return matmul(left, right), within + off_left + off_right
+    turned = (M - M.T) / (values[:, None] + values)
+    off = (along - matmul(M, right)) / values[:, None]
+    return matmul(left, right), matmul(left, matmul(turned, right) + off)
 
 
 def _slope(num_classes, samples_per_class, weight_decay, feature_decay, alpha) -> jax.Array:
@@ -581,9 +578,11 @@ def _singular_values(
     targets: ArrayLike, bias: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Of the targets, or of the targets minus their column means; vectors (N, r), (K, r), and the means."""
-    Y = jnp.asarray(targets)
-    if Y.ndim != 2 or not np.issubdtype(Y.dtype, np.floating):
+    Y = _checks.matrix("targets", targets)
+    if not jnp.issubdtype(Y.dtype, jnp.floating):
         raise ValueError(f"targets must be floating, (N, K), but are {Y.shape} {Y.dtype}.")
+    _checks.finite("targets", Y)
+    Y = jnp.asarray(Y)
     means = jnp.mean(Y, 0) if bias else jnp.zeros_like(Y[0])
     left, values, right = jnp.linalg.svd(Y - means, full_matrices=False)
     return values, (left, right.T, means)
