@@ -79,6 +79,8 @@ class BatchNorm(nnx.Module):
             y, mean, variance = self._normalized_by_its_own(wide)
             self._move(mean, variance)
         else:
+            if len(x) % self.parts != 0:
+                raise ValueError(f"batch_parts must divide a batch of {len(x)}, but is {self.parts}.")
             parts = wide.reshape(self.parts, -1, *x.shape[1:])
             y, means, variances = jax.vmap(self._normalized_by_its_own)(parts)
             y = y.reshape(x.shape)
@@ -162,7 +164,8 @@ class ResNet(nnx.Module):
     With the encoder's output h in R^d, the features are `tau h / ||h||` under the normalized head and h
     itself under the plain one; the logits are `W features`, plus a bias where one is asked for. The
     normalized head starts with unit rows of W; to keep them so is the optimizer's part
-    (`ufm_jax.transforms.project_to_sphere`).
+    (`ufm_jax.transforms.project_to_sphere`). Products are at JAX's default precision, which on GPUs and
+    TPUs rounds float32 factors: call it in `jax.default_matmul_precision("highest")` for full float32.
 
     Attributes:
         W: classifier, a parameter (K, d).
@@ -193,7 +196,7 @@ class ResNet(nnx.Module):
             width: channels of the first stage, at least 1; 64 is the original's.
             channels: of the images, at least 1.
             head: "normalized" or "plain".
-            tau: temperature of the normalized head, positive.
+            tau: temperature of the normalized head, positive, a scalar.
             bias: whether the classifier has one.
             batch_parts: equal parts of a training batch that batch normalization takes apart, at least 1;
                 they must divide it.
@@ -211,9 +214,11 @@ class ResNet(nnx.Module):
             ("batch_parts", batch_parts, 1),
         ]:
             _checks.count(name, value, low)
-        _checks.positive("tau", tau)
-        _one_of("architecture", architecture, ARCHITECTURES)
-        _one_of("head", head, ("normalized", "plain"))
+        _checks.positive_scalar("tau", tau)
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"dtype must be float32 or bfloat16, but is {dtype!r}.")
+        one_of("architecture", architecture, ARCHITECTURES)
+        one_of("head", head, ("normalized", "plain"))
         block, sizes = ARCHITECTURES[architecture]
         self.stem = Conv(channels, width, 3, 1, rngs=rngs)
         self.stem_norm = BatchNorm(width, batch_parts)
@@ -248,7 +253,8 @@ class ResNet(nnx.Module):
             Logits (B, K) and features (B, d).
 
         Raises:
-            ValueError: the images have other axes, as PyTorch's (B, channels, H, W).
+            ValueError: the images are no real numbers, or have other axes, as PyTorch's (B, channels, H,
+                W), or `batch_parts` does not divide a training batch.
         """
         channels, shape = self.stem.kernel.shape[2], jnp.shape(images)
         if len(shape) != 4 or shape[-1] != channels:
@@ -257,7 +263,7 @@ class ResNet(nnx.Module):
             raise ValueError(
                 f"images must have the axes (B, H, W, {channels}), but have shape {shape}{hint}."
             )
-        x = jnp.asarray(images, self.dtype)
+        x = jnp.asarray(_checks.array("images", images), self.dtype)
         x = nnx.relu(self.stem_norm(self.stem(x), training))
         for block in self.blocks:
             x = block(x, training)
@@ -268,6 +274,6 @@ class ResNet(nnx.Module):
         return (logits if self.bias is None else logits + self.bias[...]), features
 
 
-def _one_of(name: str, value: Any, allowed: Any) -> None:
+def one_of(name: str, value: Any, allowed: Any) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")

@@ -9,7 +9,7 @@ computes what it computes on one device, even where the devices do not divide a 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from jax.sharding import PartitionSpec
 
 import ufm_jax as ufm
 from nets import ResNet, datasets, resnet
+from ufm_jax import _checks
 
 Model = Literal["normalized", "regularized"]
 BatchNorm = Literal["global", "replica"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 _LABELS_SEED = 1
 """Added to the seed for the draw of random labels, so that it differs from the draw of samples."""
-MODELS: tuple[Model, ...] = ("normalized", "regularized")
+MODELS: tuple[Model, ...] = get_args(Model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Recipe:
     """Statistics of the whole batch, or of each device's part; the devices must then divide every batch."""
     precision: Precision = "float32"
     """Of the network's products, and with bfloat16 of its images; all else is float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "decay_every", "data_parallel"):
+            _checks.count(name, getattr(self, name), 1)
+        resnet.one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
+        resnet.one_of("precision", self.precision, get_args(Precision))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +83,9 @@ class Setup:
     released: bool = False
     shuffle: bool = True
 
+    def __post_init__(self) -> None:
+        resnet.one_of("model", self.model, MODELS)
+
 
 class Samples(NamedTuple):
     """A split on the device: uint8 images, labels, and what standardizes the images, (C,) each."""
@@ -95,7 +105,17 @@ class State(NamedTuple):
 
 
 def samples(split: datasets.Split, training: datasets.Split) -> Samples:
-    """`split`, standardized by channel with the statistics of the `training` split."""
+    """`split`, standardized by channel with the statistics of the `training` split.
+
+    Raises:
+        ValueError: images are not uint8 (N, H, W, C), or have not as many labels, integers of at least 0.
+    """
+    for each in (split, training):
+        images, labels = np.asarray(each.images), each.labels
+        if images.dtype != np.uint8 or images.ndim != 4:
+            found = f"shape {images.shape} and dtype {images.dtype}"
+            raise ValueError(f"images must be uint8, (N, H, W, C), but have {found}.")
+        _checks.class_labels(labels, shape=images.shape[:1], rows_of="images")
     mean, deviation = datasets.channel_statistics(training.images)
     return Samples(*(jnp.asarray(x) for x in (split.images, split.labels, mean, deviation)))
 

@@ -217,6 +217,14 @@ def test_parts_of_a_batch_are_normalized_apart():
     assert np.abs(found - whole).max() > 0.01
 
 
+def test_batches_that_do_not_fit_are_one_sentence():
+    network = ResNet("resnet18", 3, width=2, batch_parts=3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="batch_parts must divide a batch of 4, but is 3"):
+        nnx.eval_shape(lambda network: network(jnp.ones((4, 8, 8, 3)), training=True), network)
+    with pytest.raises(ValueError, match="images must be an array of real numbers"):
+        network(np.ones((4, 8, 8, 3), complex))
+
+
 def test_the_normalized_head(key):
     network = ResNet("resnet18", 5, width=4, tau=3.0, rngs=nnx.Rngs(0))
     classify = nnx.jit(lambda network, images: network(images, training=True))
@@ -233,6 +241,8 @@ def test_bad_arguments_are_one_sentence():
         ({"width": 0}, "width must be finite and at least 1, but is 0"),
         ({"num_classes": 1}, "num_classes must be finite and at least 2"),
         ({"tau": -1.0}, "tau must be positive and finite"),
+        ({"tau": jnp.ones(16)}, r"tau must be a scalar, but has shape \(16,\)"),
+        ({"dtype": jnp.int32}, "dtype must be float32 or bfloat16, but is"),
     ]:
         with pytest.raises(ValueError, match=message):
             ResNet(**{"architecture": "resnet18", "num_classes": 3, "rngs": nnx.Rngs(0)} | arguments)

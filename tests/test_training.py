@@ -105,6 +105,50 @@ def test_two_steps_are_sgd_with_momentum_on_batch_statistics(samples, start):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: setup("normalised"), "model must be one of normalized, regularized, but is 'normalised'"),
+        (
+            lambda: training.Recipe(precision="bf16"),
+            "precision must be one of float32, tf32, bfloat16, but",
+        ),
+        (lambda: training.Recipe(batch_norm="local"), "batch_norm must be one of global, replica, but is"),
+        (lambda: training.Recipe(batch_size=0), "batch_size must be finite and at least 1, but is 0"),
+    ],
+)
+def test_a_setup_of_other_words_is_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.ones((4, 8, 8, 3)), [0, 1, 0, 1], r"images must be uint8, \(N, H, W, C\), but have shape \(4"),
+        (
+            np.ones((4, 8, 8), np.uint8),
+            [0, 1, 0, 1],
+            r"images must be uint8, \(N, H, W, C\), but have shape",
+        ),
+        (
+            np.ones((4, 8, 8, 3), np.uint8),
+            [0, 1, 0],
+            r"integers of shape \(4,\), one for each row of images",
+        ),
+        (
+            np.ones((4, 8, 8, 3), np.uint8),
+            [0, 1, 0, -1],
+            "labels must lie in 0..2147483647, but go from -1",
+        ),
+    ],
+)
+def test_images_of_ones_own_are_checked(images, labels, message):
+    split = datasets.Split(images, np.array(labels))
+    with pytest.raises(ValueError, match=message):
+        training.samples(split, split)
+
+
 def test_an_epoch_draws_its_own_order(samples, monkeypatch):
     """Of all samples, by the seed and the epoch, unless the setup says not to shuffle."""
     batches = []

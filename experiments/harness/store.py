@@ -52,7 +52,7 @@ _DECIDING = [
     *(
         Path(ufm_jax.__path__[0], f"{name}.py")
         for name in (
-            *("_blocks", "_products", "losses", "streaming"),
+            *("_blocks", "_checks", "_products", "losses", "streaming"),
             *("riemannian/manifolds", "riemannian/transforms"),
         )
     ),

@@ -59,15 +59,6 @@ class NetworkConfig(Config):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class VariantConfig(NetworkConfig):
-    """Fields of the experiments that compare with the regularized model."""
-
-    variant: Literal["paper", "released"] = "paper"
-    """released: as the authors' released code, which projects the regularized model's classifier to the
-    sphere too, keeps a classifier bias, and does not shuffle the full training set."""
-
-
 def check(config: NetworkConfig) -> None:
     """Raises ValueError where sizes make no sense, or the data set cannot be read or is too small."""
     _check_sizes(config)

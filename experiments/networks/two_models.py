@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -14,9 +15,12 @@ TITLES = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(settings.VariantConfig):
+class Config(settings.NetworkConfig):
     """Fields of both."""
 
+    variant: Literal["paper", "released"] = "paper"
+    """released: as the authors' released code, which projects the regularized model's classifier to the
+    sphere too, keeps a classifier bias, and does not shuffle the full training set."""
     architecture: tuple[resnet.Architecture, ...] = ("resnet18", "resnet50")
     """Residual networks to compare on."""
     width: int = 8
