@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 import ufm_jax as ufm
 from tests.shared.formulas import reference_distances, reference_gnc3
@@ -78,6 +79,12 @@ def test_gnc3_at_its_ends():
     assert metrics.gnc3(jnp.zeros((3, 4)), frame[labels], labels) == 1
     # The features count as they are, not about their mean.
     assert metrics.gnc3(frame, frame[labels] + 10.0, labels) > 0.5
+
+
+def test_derivatives_are_those_of_finite_differences():
+    W = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    for function in (metrics.gnc2, lambda W: jnp.sum(distances(W) ** 2)):
+        check_grads(function, (W,), 1, modes=["fwd", "rev"], rtol=1e-4, eps=1e-4)
 
 
 def test_distances_work_under_vmap():

@@ -382,6 +382,56 @@ def test_numbers_beyond_float32_and_int32_on_the_way_do_no_harm():
             "the cost of a float32 point must be float32, but is float64: cast its constants",
         ),
         (
+            lambda: ufm.metrics.measure(np.ma.masked_less(np.eye(4), 0), [0, 0, 1, 1]),
+            "features must be an array without a mask: select the rows that count",
+        ),
+        (
+            lambda: ufm.streaming.measure_batches([{"features": np.eye(4), "labels": [0, 0, 1, 1]}], 2),
+            "each batch must be a pair of features and labels, but one is a dict of 2",
+        ),
+        (
+            lambda: ufm.streaming.measure_batches([(np.eye(2), [0, 1], None)], 2),
+            "each batch must be a pair of features and labels, but one is a tuple of 3",
+        ),
+        (
+            lambda: ufm.landscape.smallest_eigenvalue(
+                ufm.normalized([0, 1, 2], 3), ufm.Point(10 * jnp.eye(3), jnp.eye(3)), jax.random.key(0)
+            ),
+            "the point must lie on the manifold .*, but W is 9 away from it",
+        ),
+        (
+            lambda: ufm.minimize(
+                ufm.Objective(lambda x: x, ufm.manifolds.Oblique()), np.ones(()), ufm.solvers.lbfgs()
+            ),
+            r"an array on Oblique\(\) must have at least 1 axes, but one has shape \(\)",
+        ),
+        (
+            lambda: ufm.solvers.gradient_descent(ufm.solvers.backtracking),
+            r"line_search must be one such as ufm.solvers.backtracking\(\), but is",
+        ),
+        (
+            lambda: ufm.riemannian.check_manifold(
+                ufm.manifolds.Oblique(), jnp.array([3, 4]), jax.random.key(0)
+            ),
+            "the point must hold floating arrays of one dtype, but has int",
+        ),
+        (
+            lambda: ufm.theory.deep_linear_minimum(np.eye(3), ["a", "b"]),
+            "decays must be an array of real numbers, but has shape",
+        ),
+        (
+            lambda: ufm.theory.nonnegative_cross_entropy_minimum("abc", 0.1, 0.1),
+            "class_sizes must be an array of real numbers, but has shape",
+        ),
+        (
+            lambda: ufm.theory.regularized_squared_error_minimum(np.full((3, 3), np.inf), 0.1, 0.1),
+            "targets must be finite, but some are not",
+        ),
+        (
+            lambda: ufm.theory.regularized_squared_error_minimum(np.ones((0, 3)), 0.1, 0.1),
+            r"targets must be a matrix of at least one row, but has shape \(0, 3\)",
+        ),
+        (
             lambda: ufm.minimize(
                 ufm.Objective(lambda x: x[0] ** 2 + x[1] ** 2, ufm.manifolds.Euclidean()),
                 [0.5, 1.0],
@@ -415,3 +465,63 @@ def test_derivatives_of_a_small_cost_are_told_apart_from_wrong_ones(size):
     found = ufm.riemannian.check_gradient(lost, point, key)
     assert not found.passed
     assert "cannot be told" in found.message
+
+
+def test_a_point_of_numpy_is_checked_as_jax_has_it():
+    """Without x64 JAX makes it float32, in which derivatives have fewer digits."""
+    objective, key = ufm.Objective(lambda x: x[0] ** 3, ufm.manifolds.Oblique()), jax.random.key(0)
+    with jax.enable_x64(False):
+        x = np.array([0.6, 0.48, 0.64])
+        assert ufm.riemannian.check_gradient(objective, x, key).passed
+        assert ufm.riemannian.check_hessian(objective, x, key, np.array([0.8, -0.36, -0.48])).passed
+        assert ufm.riemannian.check_manifold(ufm.manifolds.Oblique(), x, key).passed
+        off = ufm.riemannian.check_manifold(ufm.manifolds.Oblique(), 2 * x, key)
+    assert "retract(x, 0) not x, or x off the manifold" in off.message
+
+
+def test_what_does_not_fit_is_said_before_all_batches_are_made():
+    made = []
+
+    def batches():
+        for _ in range(3):
+            made.append(1)
+            yield np.eye(4), np.array([0, 1, 2, 2])
+
+    for arguments, message in [
+        ({"W": np.eye(4)}, r"W must have shape \(3, 4\), but has shape \(4, 4\)"),
+        ({"W": np.ones((3, 5))}, r"W must have shape \(3, 4\), but has shape \(3, 5\)"),
+        ({"W": np.ones((3, 4)), "bias": np.ones(4)}, "bias must have an entry a class, 3"),
+        ({"bias": np.ones(3)}, "bias needs W"),
+        ({"absent": "drop"}, "absent must be 'error' or 'skip'"),
+    ]:
+        made.clear()
+        with pytest.raises(ValueError, match=message):
+            ufm.streaming.measure_batches(batches, 3, **arguments)
+        assert len(made) <= 1
+
+
+def test_most_steps_may_be_traced_where_nothing_is_recorded():
+    objective, solver = (
+        ufm.Objective(lambda x: jnp.sum(x**2), ufm.manifolds.Euclidean()),
+        ufm.solvers.lbfgs(),
+    )
+    state = solver.init(objective, jnp.array([3.0, 4.0]))
+    resumed = jax.jit(lambda state, most: ufm.solvers.resume(objective, state, solver, max_steps=most))
+    assert resumed(state, 1).steps == 1
+    assert resumed(state, 0).steps == 0
+
+
+def test_minimizers_have_the_dtype_of_their_numbers():
+    one = jnp.float32(0.01)
+    arrays = [
+        *ufm.theory.regularized_minimizer(3, 2, 4, one, one),
+        ufm.theory.label_smoothing_cone(3, 3, jnp.float32(2)),
+        ufm.theory.nearest_simplex_etf(jnp.eye(3, dtype=jnp.float32)),
+    ]
+    assert {x.dtype for x in arrays} == {np.dtype("float32")}
+    assert ufm.theory.label_smoothing_cone(3, 3, 2).dtype == np.float64
+
+
+def test_the_distance_to_no_number_is_none():
+    for manifold in (ufm.manifolds.Euclidean(), ufm.manifolds.Oblique()):
+        assert np.isnan(manifold.distance(jnp.array([jnp.nan, 1.0]), jnp.array([0.0, 1.0])))

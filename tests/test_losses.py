@@ -191,6 +191,21 @@ def test_labels_that_do_not_fit_are_one_sentence(loss, labels, message):
         loss(jnp.zeros((2, 3)), jnp.array(labels))
 
 
+@pytest.mark.parametrize(
+    "loss", [losses.cross_entropy, losses.focal, losses.label_smoothing, losses.squared_error]
+)
+def test_labels_of_no_class_make_a_loss_nan_where_jit_hides_them(loss):
+    logits, labels = jnp.array([[1.0, 2.0, 4.0]] * 5), jnp.array([-1, 1, 3, -100, 2])
+    found = jax.jit(loss)(logits, labels)
+    np.testing.assert_array_equal(np.isnan(found), [True, False, True, True, False])
+    np.testing.assert_allclose(found[jnp.array([1, 4])], loss(logits[:2], jnp.array([1, 2])), rtol=1e-6)
+    # Who leaves them out has the derivatives of the others.
+    kept = jax.jit(jax.grad(lambda z, y: jnp.sum(jnp.where((y >= 0) & (y < 3), loss(z, y), 0))))
+    others = jax.grad(lambda z: jnp.sum(loss(z, jnp.array([1, 2]))))(logits[:2])
+    expected = jnp.zeros((5, 3)).at[jnp.array([1, 4])].set(others)
+    np.testing.assert_allclose(kept(logits, labels), expected, atol=1e-6)
+
+
 def test_label_smoothing_asks_nothing_of_classes_without_weight():
     found = losses.label_smoothing(jnp.array([[1.0, 2.0, -jnp.inf]]), jnp.array([0]), alpha=0.0)
     np.testing.assert_allclose(found, np.log1p(np.e))

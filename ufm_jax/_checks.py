@@ -5,6 +5,7 @@ Values known only at run time (tracers under `jit` or `vmap`) cannot be checked 
 
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,14 +93,22 @@ def real_dtype(dtype: Any) -> np.dtype:
     return jax.dtypes.canonicalize_dtype(np.float32 if is_narrow else np.float64)
 
 
+def _require(name: str, value: Any, holds: Callable[[np.ndarray], Any], words: str) -> None:
+    if is_concrete(value) and not np.all(holds(_floats(name, value))):
+        raise ValueError(f"{name} must {words}, but is {value}.")
+
+
 def positive(name: str, value: Any) -> None:
-    if is_concrete(value) and not np.all((_floats(name, value) > 0) & np.isfinite(_floats(name, value))):
-        raise ValueError(f"{name} must be positive and finite, but is {value}.")
+    _require(name, value, lambda x: (x > 0) & np.isfinite(x), "be positive and finite")
 
 
 def at_least(name: str, value: Any, low: float) -> None:
-    if is_concrete(value) and not np.all((_floats(name, value) >= low) & np.isfinite(_floats(name, value))):
-        raise ValueError(f"{name} must be finite and at least {low}, but is {value}.")
+    _require(name, value, lambda x: (x >= low) & np.isfinite(x), f"be finite and at least {low}")
+
+
+def finite(name: str, values: Any) -> None:
+    if is_concrete(values) and not np.all(np.isfinite(_floats(name, values))):
+        raise ValueError(f"{name} must be finite, but some are not.")
 
 
 def count(name: str, value: Any, low: int) -> None:
@@ -112,8 +121,7 @@ def count(name: str, value: Any, low: int) -> None:
 
 
 def within(name: str, value: Any, low: float, high: float) -> None:
-    if is_concrete(value) and not np.all((_floats(name, value) >= low) & (_floats(name, value) <= high)):
-        raise ValueError(f"{name} must lie between {low} and {high}, but is {value}.")
+    _require(name, value, lambda x: (x >= low) & (x <= high), f"lie between {low} and {high}")
 
 
 def scalar(name: str, value: Any) -> None:
@@ -175,8 +183,7 @@ def labels_or_targets(labels: Any, num_classes: int) -> jax.Array:
         raise ValueError(
             f"targets must have a row a sample and {num_classes} columns, but have shape {found.shape}."
         )
-    if is_concrete(found) and not np.all(np.isfinite(_floats("targets", found))):
-        raise ValueError("targets must be finite, but some are not.")
+    finite("targets", found)
     return jnp.asarray(found)
 
 

@@ -2,7 +2,7 @@
 
 Each takes logits (..., K) and integer labels (...), and returns a loss (...) of the logits' dtype. Cross
 entropy, label smoothing and the squared error also take targets (..., K), floats, in the place of labels.
-Under `jit`, where values cannot be checked, the loss of a label outside 0..K-1 is NaN, and its derivative 0.
+Under `jit`, which hides values, the loss of a label outside 0..K-1 is NaN, and its derivative 0.
 """
 
 from collections.abc import Callable
@@ -83,12 +83,10 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         >>> print(ufm.losses.cross_entropy(logits, labels).round(3))
         [0.127 2.127]
     """
-    given = labels
-    logits, labels = _logits_and_labels(logits, labels, or_targets=True)
+    logits, labels = _logits_and_labels(logits, labels, or_probabilities=True)
     if labels.ndim < logits.ndim:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return _marked(loss, logits, labels)
-    _check_probabilities(given)
     return _against_probabilities(logits, labels)
 
 
@@ -154,10 +152,7 @@ def label_smoothing(logits: ArrayLike, labels: ArrayLike, alpha: float = 0.1) ->
     """
     _checks.scalar("alpha", alpha)
     _checks.within("alpha", alpha, 0, 1)
-    given = labels
-    logits, labels = _logits_and_labels(logits, labels, or_targets=True)
-    if labels.ndim == logits.ndim:
-        _check_probabilities(given)
+    logits, labels = _logits_and_labels(logits, labels, or_probabilities=True)
     targets = _as_targets(logits, labels)
     targets = optax.smooth_labels(targets, jnp.asarray(alpha, logits.dtype))
     return _marked(_against_probabilities(logits, targets), logits, labels)
@@ -191,15 +186,17 @@ def squared_error(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def _logits_and_labels(
-    logits: ArrayLike, labels: ArrayLike, *, or_targets: bool = False
+    logits: ArrayLike, labels: ArrayLike, *, or_targets: bool = False, or_probabilities: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Logits (..., K) as floats and labels (...) as int32, or targets (..., K) of the logits' dtype."""
     logits = _checks.floating("logits", logits)
     if logits.ndim == 0:
         raise ValueError("logits must have an axis of classes, (..., K), but are a scalar.")
-    if or_targets:
+    if or_targets or or_probabilities:
         found = _checks.array("labels", labels)
         if found.shape == logits.shape and jnp.issubdtype(found.dtype, jnp.floating):
+            if or_probabilities:
+                _check_probabilities(found)
             return logits, jnp.asarray(found, logits.dtype)
     return logits, _checks.class_labels(labels, logits.shape[-1], shape=logits.shape[:-1], rows_of="logits")
 
@@ -218,9 +215,8 @@ def _as_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
 
 
-def _check_probabilities(targets: ArrayLike) -> None:
+def _check_probabilities(targets: np.ndarray | jax.Array) -> None:
     """Raises ValueError where the targets, as they were given, are no rows of probabilities."""
-    targets = _checks.array("labels", targets)
     if _checks.is_concrete(targets):
         found = np.asarray(targets, float)
         rounding = float(jnp.finfo(targets.dtype).eps)  # Of bfloat16 it is 0.008.

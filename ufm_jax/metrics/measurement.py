@@ -244,7 +244,6 @@ def measure(
     (What is measured of a classifier needs W.)
     """
     features = _checks.matrix("features", features)
-    _check_finite("features", features)
     if W is not None:
         W = _checks.matrix("W", W, rows=2, columns=features.shape[1])
     if outside is not None:
@@ -390,7 +389,7 @@ def _each(
 def _finite(name: str, array: Any) -> np.ndarray:
     """`array` in NumPy's float64, after the check that it is finite."""
     found = np.asarray(array).astype(np.float64)
-    _check_finite(name, found)
+    _check_finite(name, np.atleast_1d(found))
     return found
 
 

@@ -309,11 +309,9 @@ def found_of(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The metrics that were asked for, and `per_class`, in one program; `outside` is the mean (d,)."""
     per_class = _per_class(second)
-    found = {
-        **_of_features(second, per_class),
-        **_of_classifier(second, per_class),
-        **_of_decisions(second),
-    }
+    found = _of_features(second, per_class) | _of_classifier(second, per_class)
+    if second.totals.agreeing is not None:
+        found["nc4"], found["accuracy"] = _shares(second, jnp.sum)
     if outside is not None:
         found["nc5"] = duality.cosines_with(second.centres.means, outside)
     dtype = second.centres.centred.dtype
@@ -392,13 +390,6 @@ def _of_classifier(second: SecondPass, per_class: dict[str, jax.Array]) -> dict[
         for name, part in zip(("", "_nc1", "_nc23", "_perpendicular"), parts, strict=True):
             found[f"squared_error{name}"] = part
     return found
-
-
-def _of_decisions(second: SecondPass) -> dict[str, jax.Array]:
-    if second.totals.agreeing is None:
-        return {}
-    agreement, accuracy = _shares(second, jnp.sum)
-    return {"nc4": agreement, "accuracy": accuracy}
 
 
 def _shares(second: SecondPass, total: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
