@@ -33,6 +33,5 @@ check, run, claims, plot = minima.parts(
         ),
         title="focal loss",
         theory="the value at collapse",
-        minimum_is_collapse=lambda config, num_classes, tau: True,
     )
 )

@@ -31,9 +31,6 @@ check, run, claims, plot = minima.parts(
         ),
         title="label smoothing",
         theory="the closed-form minimum",
-        minimum_is_collapse=lambda config, num_classes, tau: bool(
-            tau <= ufm.theory.label_smoothing_threshold(num_classes, config.alpha)
-        ),
         at_collapse=lambda config, num_classes, tau: ufm.theory.label_smoothing_at_collapse(
             num_classes, tau, config.alpha
         ),

@@ -32,6 +32,5 @@ check, run, claims, plot = minima.parts(
         ),
         title="supervised contrastive loss",
         theory="the closed-form minimum",
-        minimum_is_collapse=lambda config, num_classes, tau: True,
     )
 )

@@ -15,6 +15,5 @@ check, run, claims, plot = minima.parts(
         minimum=lambda config, num_classes, tau: ufm.theory.cross_entropy_minimum(num_classes, tau),
         title="cross entropy",
         theory="the minimum of Theorem 1",
-        minimum_is_collapse=lambda config, num_classes, tau: True,
     )
 )

@@ -100,16 +100,12 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
     weights = np.asarray([1, config.samples_per_class], config.dtype)
     pairs = decays(config)
     data: Data = {"decay": np.asarray(config.decay), "local_decay": np.asarray(config.local_decay)}
+    settings = {"normalized": weights, "regularized": pairs.reshape(-1, 2)}
     for i, solver in enumerate(SOLVERS):
-        for j, (model, trial, axes) in enumerate(
-            [
-                ("normalized", normalized_trial, {"weight": weights, "key": keys}),
-                ("regularized", regularized_trial, {"decays": pairs.reshape(-1, 2), "key": keys}),
-            ]
-        ):
+        for j, (model, values) in enumerate(settings.items()):
             found = ufm.trials.grid(
-                functools.partial(trial, config, solver),
-                axes,
+                functools.partial(trial, config, solver, model),
+                {"setting": values, "key": keys},
                 progress=part(progress, 2 * i + j, 2 * len(SOLVERS) + 1),
                 store=chunks.part(store, f"{solver}-{model}"),
             )
@@ -119,27 +115,21 @@ def run(config: Config, progress: Progress, store: chunks.ChunkFolder | None = N
     return data | local(config, chunks.part(store, "local")) | predicted(config)
 
 
-def _problem(config: Config, **fields: Any) -> ufm.Problem:
-    """Normalized with a `classifier_weight`, or regularized with `decays`."""
+def _problem(config: Config, model: str, setting: Any) -> ufm.Problem:
+    """The normalized UFM with this weight of the classifier, or the regularized one with two decays."""
     K = config.num_classes
     labels = ufm.balanced_labels(K, config.samples_per_class)
-    if "decays" in fields:
-        weight_decay, feature_decay = fields["decays"]
-        return ufm.regularized(labels, K, weight_decay=weight_decay, feature_decay=feature_decay)
-    return ufm.normalized(labels, K, tau=config.tau, **fields)
+    if model == "normalized":
+        return ufm.normalized(labels, K, tau=config.tau, classifier_weight=setting)
+    weight_decay, feature_decay = setting
+    return ufm.regularized(labels, K, weight_decay=weight_decay, feature_decay=feature_decay)
 
 
-def normalized_trial(config: Config, solver: str, weight: jax.Array, key: jax.Array) -> jax.Array:
+def trial(config: Config, solver: str, model: str, setting: jax.Array, key: jax.Array) -> jax.Array:
     """NC1 after every step from a random start, until it is that of collapse."""
-    return _nc1(config, solver, _problem(config, classifier_weight=weight), 1.0, key)
+    problem = _problem(config, model, setting)
+    scale = config.start_scale if model == "regularized" else 1.0
 
-
-def regularized_trial(config: Config, solver: str, decays: jax.Array, key: jax.Array) -> jax.Array:
-    """The same of the regularized model."""
-    return _nc1(config, solver, _problem(config, decays=decays), config.start_scale, key)
-
-
-def _nc1(config: Config, solver: str, problem: ufm.Problem, scale: float, key: jax.Array) -> jax.Array:
     def nc1(iterate: ufm.solvers.Iterate) -> jax.Array:
         return ufm.metrics.nc1(iterate.point.H, problem.labels, problem.num_classes)
 
@@ -170,11 +160,11 @@ def local(config: Config, store: chunks.ChunkFolder | None) -> Data:
         return near_collapse.descend(problem, start, step, config.local_steps, record)
 
     def normalized(weight: jax.Array) -> jax.Array:
-        problem = _problem(config, classifier_weight=weight)
+        problem = _problem(config, "normalized", weight)
         return nc1(problem, ufm.theory.collapse_spectrum(K, n, d, config.tau, weight))
 
     def regularized(decay: jax.Array) -> jax.Array:
-        problem = _problem(config, decays=(decay, decay))
+        problem = _problem(config, "regularized", (decay, decay))
         return nc1(problem, ufm.theory.regularized_collapse_spectrum(K, n, d, decay, decay))
 
     found = {}

@@ -58,7 +58,6 @@ class Setting(NamedTuple):
         minimum: (config, K, tau) to the closed form that found values are held against.
         title: name of the loss.
         theory: name of the closed form.
-        minimum_is_collapse: (config, K, tau) to whether the closed form is attained by collapse.
         at_collapse: where collapse need not be optimal, (config, K, tau) to the value there.
         threshold: where collapse need not be optimal, (config, K) to the temperature up to which it is.
     """
@@ -67,9 +66,12 @@ class Setting(NamedTuple):
     minimum: Callable[[Any, int, Any], jax.Array]
     title: str
     theory: str
-    minimum_is_collapse: Callable[[Any, int, float], bool]
     at_collapse: Callable[[Any, int, Any], jax.Array] | None = None
     threshold: Callable[[Any, int], float] | None = None
+
+    def is_collapse(self, config: Any, num_classes: int, tau: float) -> bool:
+        """Whether the closed form is attained by collapse."""
+        return self.threshold is None or tau <= self.threshold(config, num_classes)
 
 
 def parts(setting: Setting) -> Iterator[Callable]:
@@ -195,7 +197,7 @@ def _collapse_claim(setting: Setting, config: Config, data: Data) -> list[Claim]
     found: dict[str, list[float]] = {"nc1": [], "nc2": [], "nc3": []}
     left_out = []
     for sweep, i, k, tau in _settings(config):
-        if not setting.minimum_is_collapse(config, k, tau):
+        if not setting.is_collapse(config, k, tau):
             continue
         # Where the loss at collapse no longer feels the angles, its gradient is below the rounding error.
         felt = abs(jax.grad(lambda t, k=k: setting.minimum(config, k, t))(tau)) >= 1e-12
@@ -225,7 +227,7 @@ def _parting_claim(setting: Setting, config: Config, data: Data) -> Claim:
     right, sides, equal = True, set(), float(_EQUAL[config.dtype])
     for sweep, i, k, tau in _settings(config):
         below = data[f"at_collapse_by_{sweep}"][i] - data[f"value_by_{sweep}"][i]
-        is_collapse = tau <= setting.threshold(config, k)
+        is_collapse = setting.is_collapse(config, k, tau)
         sides.add(is_collapse)
         if is_collapse:
             right &= bool(np.all(np.abs(below) <= equal))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 import ufm_jax as ufm
 from experiments.harness import plotting
 from experiments.harness.experiment import Claim, Data, Progress, UfmConfig, check_float64, check_ufm
+from ufm_jax import _checks
 
 TITLE = "the loss on planes through a saddle, ways down"
 DURATION = "20 s"
@@ -52,8 +53,7 @@ def check(config: Config) -> None:
             f"but they are {config.dim} and {config.num_classes}."
         )
     for name in ("step_size", "points"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be positive, but is {getattr(config, name)}.")
+        _checks.positive(name, getattr(config, name))
 
 
 def run(config: Config, progress: Progress) -> Data:

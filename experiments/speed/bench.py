@@ -23,7 +23,6 @@ from experiments.harness.experiment import Claim, Data, Progress, check_fields, 
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed.measuring import counted_products, seconds_of, take_turns
 from ufm_jax import _checks
-from ufm_jax.riemannian.solvers import backtracking
 
 TITLE = "speed: against pymanopt, product peak, K N d law"
 DURATION = "5 min"
@@ -111,15 +110,11 @@ def _starts(config: Any, problem: ufm.Problem, count: int) -> ufm.Point:
 
 def _solvers(config: Config, progress: Progress) -> Data:
     """Each solver on the same starts, ours all in one call, beside a product of large matrices."""
-    from experiments.speed.peers.pymanopt_solvers import (
-        pymanopt_optimizer,
-        pymanopt_point,
-        pymanopt_problem,
-    )
+    from experiments.speed.peers import pymanopt_solvers as peers
 
     problem = _problem(config)
     starts = _starts(config, problem, config.trials)
-    peer = pymanopt_problem(problem, config.dim)
+    peer = peers.pymanopt_problem(problem, config.dim)
     square = jax.random.normal(jax.random.key(0), (PEAK_SIZE, PEAK_SIZE), config.dtype)
     product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
     steps = {name: config.steps for name in SOLVERS} | {"trust_region": config.outer_steps}
@@ -130,8 +125,8 @@ def _solvers(config: Config, progress: Progress) -> Data:
 
     def theirs(name: str, index: int) -> None:
         start = jax.tree.map(lambda x: x[index % config.trials], starts)
-        result = pymanopt_optimizer(SOLVERS[name], steps[name]).run(
-            peer, initial_point=pymanopt_point(start)
+        result = peers.pymanopt_optimizer(SOLVERS[name], steps[name]).run(
+            peer, initial_point=peers.pymanopt_point(start)
         )
         costs["pymanopt " + name] = result.cost
 
@@ -177,18 +172,17 @@ def _cost_found(problem: ufm.Problem, start: ufm.Point, name: str, steps: int) -
 
 def _grid(config: Config, progress: Progress) -> Data:
     """The descents of figure 9, all of ours in one call; of pymanopt's, one a temperature."""
-    from experiments.speed.peers.pymanopt_solvers import (
-        pymanopt_optimizer,
-        pymanopt_point,
-        pymanopt_problem,
-    )
+    from experiments.speed.peers import pymanopt_solvers as peers
 
-    setting = fig9.Config(seed=config.seed, trials=config.grid_trials, steps=config.grid_steps)
-    setting = dataclasses.replace(setting, dtype=config.dtype)
+    setting = fig9.Config(
+        seed=config.seed, trials=config.grid_trials, steps=config.grid_steps, dtype=config.dtype
+    )
     problem = _problem(setting)
     starts = _starts(setting, problem, setting.trials)
-    optimizer = pymanopt_optimizer("SteepestDescent", setting.steps)
-    peers = [pymanopt_problem(dataclasses.replace(problem, tau=tau), setting.dim) for tau in setting.tau]
+    optimizer = peers.pymanopt_optimizer("SteepestDescent", setting.steps)
+    problems = [
+        peers.pymanopt_problem(dataclasses.replace(problem, tau=tau), setting.dim) for tau in setting.tau
+    ]
 
     def trial(tau: jax.Array, start: ufm.Point) -> jax.Array:
         at_tau = dataclasses.replace(problem, tau=tau)
@@ -196,13 +190,13 @@ def _grid(config: Config, progress: Progress) -> Data:
 
     def theirs(peer: Any, index: int) -> float:
         start = jax.tree.map(lambda x: x[index % setting.trials], starts)
-        return optimizer.run(peer, initial_point=pymanopt_point(start)).cost
+        return optimizer.run(peer, initial_point=peers.pymanopt_point(start)).cost
 
     tau = np.asarray(setting.tau, config.dtype)
     programs: dict[str, Callable[[int], Any]] = {
         "ours": lambda index: ufm.trials.grid(trial, {"tau": tau, "start": starts})
     }
-    for tau_peer, peer in zip(setting.tau, peers, strict=True):
+    for tau_peer, peer in zip(setting.tau, problems, strict=True):
         programs[f"pymanopt {tau_peer}"] = functools.partial(theirs, peer)
     seconds = take_turns(programs, min(config.rounds, 3), progress)
     one_each = np.sum([seconds["later"][f"pymanopt {name}"] for name in setting.tau], axis=0)
@@ -239,7 +233,9 @@ def _nc1(config: Config, progress: Progress) -> Data:
 def _scaling(config: Config, progress: Progress) -> Data:
     """Seconds of a step of three products, over each of K, n and d."""
     # One try a step, short enough to be accepted: every step costs the same.
-    search = backtracking(max_iterations=0, optimism=0.5, sufficient_decrease=0.0, initial_step_size=0.1)
+    search = ufm.solvers.backtracking(
+        max_iterations=0, optimism=0.5, sufficient_decrease=0.0, initial_step_size=0.1
+    )
     solver = ufm.solvers.gradient_descent(search)
 
     def step_seconds(sizes: Config, rounds: int) -> float:

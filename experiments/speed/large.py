@@ -24,8 +24,6 @@ from experiments.harness.experiment import Claim, Data, Progress, check_fields
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed import roofline
 from experiments.speed.measuring import peak_memory, take_turns
-from ufm_jax import streaming
-from ufm_jax.riemannian.minimize import iterate_at
 
 TITLE = "1000 classes, 100,000 samples, in blocks"
 DURATION = "3 min"
@@ -128,7 +126,7 @@ def measure(problem: ufm.Problem, iterate: Any) -> dict[str, jax.Array]:
     """The metrics of a point whose features are spread over devices, without an N x K matrix."""
     W, H = iterate.point
     labels, k = problem.labels, problem.num_classes
-    first = streaming.first_pass(k, W.shape[1], H.dtype).add(H, labels)
+    first = ufm.streaming.first_pass(k, W.shape[1], H.dtype).add(H, labels)
     found = first.second_pass(W, decisions=False).add(H, labels).metrics()
 
     def is_wrong(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -149,7 +147,7 @@ def _rates(config: Config, problem: ufm.Problem, point: ufm.Point) -> Data:
     each = NamedSharding(mesh(), PartitionSpec("samples"))
     square = jax.jit(lambda: jnp.full(shape, 0.5, config.dtype), out_shardings=each)()
     product = jax.jit(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
-    gradient = jax.jit(lambda problem, point: iterate_at(problem, problem.evaluate(point)))
+    gradient = jax.jit(lambda problem, point: ufm.solvers.iterate_at(problem, problem.evaluate(point)))
     programs: dict[str, Callable[[int], Any]] = {
         "gradient": lambda index: gradient(problem, point),
         "peak": lambda index: [product(square, square) for _ in range(10)],
