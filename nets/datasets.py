@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
 def num_classes(name: Name) -> int:
     """The classes of a data set, K."""
-    return 100 if name == "cifar100" else 10
+    return _SOURCES[name].num_classes
 
 
 def load(name: Name, part: Part) -> Split:
@@ -35,7 +35,7 @@ def load(name: Name, part: Part) -> Split:
     Raises:
         ValueError: the data set or what reads it is missing or damaged; the message says how to get it.
     """
-    return _LOADERS[name](name, part)
+    return _SOURCES[name].load(name, part)
 
 
 def digest(name: Name, part: Part) -> str:
@@ -173,9 +173,14 @@ def _keep(kept: Path, split: Split) -> Split:
     return split
 
 
-_LOADERS: dict[str, Callable[[Name, Part], Split]] = {
-    "digits": _digits,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "synthetic": _synthetic,
+class _Source(NamedTuple):
+    num_classes: int
+    load: Callable[[Name, Part], Split]
+
+
+_SOURCES: dict[str, _Source] = {
+    "digits": _Source(10, _digits),
+    "cifar10": _Source(10, _cifar),
+    "cifar100": _Source(100, _cifar),
+    "synthetic": _Source(10, _synthetic),
 }

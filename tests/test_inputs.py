@@ -410,6 +410,10 @@ def test_numbers_beyond_float32_and_int32_on_the_way_do_no_harm():
             r"line_search must be one such as ufm.solvers.backtracking\(\), but is",
         ),
         (
+            lambda: ufm.normalized([0, 1], 2, classifier=ufm.manifolds.Euclidean),
+            "classifier must be a manifold,? .*ufm.manifolds.Euclidean",
+        ),
+        (
             lambda: ufm.riemannian.check_manifold(
                 ufm.manifolds.Oblique(), jnp.array([3, 4]), jax.random.key(0)
             ),

@@ -393,13 +393,13 @@ def test_networks_of_another_test_set_are_refused(tmp_path, monkeypatch):
     record = kept.begin(network, anew=True)
     kept.note(network, record | {"epochs": 1})
     store.check_kept(tmp_path, [network], reuse=False)
-    own = datasets._LOADERS["digits"]
+    own = datasets._SOURCES["digits"].load
 
     def other(name, part):
         split = own(name, part)
         return split._replace(images=split.images[:, ::-1]) if part == "test" else split
 
-    monkeypatch.setitem(datasets._LOADERS, "digits", other)
+    monkeypatch.setitem(datasets._SOURCES, "digits", datasets._Source(10, other))
     with pytest.raises(store.OthersError, match="by other data of the name digits"):
         store.check_kept(tmp_path, [network], reuse=False)
     store.check_kept(tmp_path, [dataclasses.replace(network, tested=False)], reuse=False)
@@ -409,9 +409,9 @@ def test_networks_of_other_data_of_the_same_name_are_refused(tiny, tmp_path, mon
     tiny(tmp_path, 0.5)
     config = fig10.Config(out=tmp_path)
     store.check_kept(config.out, [TINY], reuse=False)
-    own = datasets._LOADERS[TINY.dataset]
+    own = datasets._SOURCES[TINY.dataset].load
     turned = lambda *arguments: own(*arguments)._replace(images=own(*arguments).images[:, ::-1])  # noqa: E731
-    monkeypatch.setitem(datasets._LOADERS, TINY.dataset, turned)
+    monkeypatch.setitem(datasets._SOURCES, TINY.dataset, datasets._Source(10, turned))
     with pytest.raises(ValueError, match=f"by other data of the name {TINY.dataset}: --reuse takes them"):
         store.check_kept(config.out, [TINY], reuse=False)
 

@@ -365,7 +365,8 @@ def normalized(
 
     Raises:
         ValueError: K < 2, a label out of range, tau or `classifier_weight` not positive (checked outside
-            `jit`), a weight of another shape, a loss of another shape than (N,), or `block_size` < 1.
+            `jit`), a weight of another shape, a loss of another shape than (N,), `block_size` < 1, or
+            `classifier` is no manifold.
 
     Example:
         >>> problem = ufm.normalized(ufm.balanced_labels(3, 2), num_classes=3, tau=5.0)
@@ -374,6 +375,10 @@ def normalized(
         ((3, 4), (6, 4))
     """
     _checks.positive("tau", tau)
+    if classifier is not None and not isinstance(classifier, Manifold):
+        raise ValueError(
+            f"classifier must be a manifold, as ufm.manifolds.Euclidean(), but is {classifier!r}."
+        )
     spheres = Oblique()
     manifold: Manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
     is_plain = np.ndim(classifier_weight) == 0 and _checks.is_concrete(classifier_weight)

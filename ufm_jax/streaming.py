@@ -168,8 +168,7 @@ def measure(
     features = jnp.asarray(_checks.matrix("features", features, columns=dim))
     labels = _checks.class_labels(labels, num_classes, shape=features.shape[:1])
     _checks.every_class_present(labels, num_classes)
-    bias = None if bias is None else classes.bias_of(bias, num_classes)
-    return _measured_in_blocks(W, features, labels, batch_size, bias)
+    return _measured_in_blocks(W, features, labels, batch_size, classes.bias_of(bias, num_classes))
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -22,7 +22,7 @@ MODELS = {"linear": None, "ReLU": jax.nn.relu}
 class Config(UfmConfig):
     """Squared error, all factors (features and weights) with one decay."""
 
-    factors: tuple[int, ...] = (3, 4, 6)
+    factors: tuple[int, ...] = (2, 3, 4, 5, 6)
     """Factors of the logits: the features and the weights of each layer."""
     num_classes: int = 10
     """Number of classes, K."""

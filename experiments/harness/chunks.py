@@ -19,11 +19,7 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
     """
 
     def __init__(self, path: Path):
-        self._path = path
-
-    def part(self, name: str) -> "ChunkFolder":
-        """The store of another grid of the same sweep, in a folder inside this one."""
-        return ChunkFolder(self._path / name)
+        self.path = path
 
     def __getitem__(self, name: str) -> dict[str, np.ndarray]:
         file = self._file(name)
@@ -42,7 +38,7 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        self._path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
         writing.write_file(self._file(name), content.getvalue())
@@ -54,18 +50,18 @@ class ChunkFolder(MutableMapping[str, dict[str, np.ndarray]]):
             raise KeyError(name) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(file.stem for file in self._path.glob("*.npz")))
+        return iter(sorted(file.stem for file in self.path.glob("*.npz")))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def _file(self, name: str) -> Path:
-        return self._path / f"{name}.npz"
+        return self.path / f"{name}.npz"
 
 
 def part(store: ChunkFolder | None, name: str) -> ChunkFolder | None:
-    """The part `name` of `store`, where there is a store."""
-    return None if store is None else store.part(name)
+    """The store of another grid of the same sweep, in a folder inside `store`, where there is one."""
+    return None if store is None else ChunkFolder(store.path / name)
 
 
 def of_run(name: str, config: Config) -> ChunkFolder:

@@ -156,8 +156,7 @@ def from_summary(place: str, summary: Any, table: str | None = None) -> Run:
     experiment = all_experiments().get(name) if isinstance(name, str) else None
     if experiment is None:
         raise ValueError(f"its experiment, {name!r}, is not one of this version.")
-    wanted = {"config": dict, "claims": list, "device": dict, "versions": dict, "git": dict}
-    wanted["networks"] = dict
+    wanted = dict.fromkeys(("config", "device", "versions", "git", "networks"), dict) | {"claims": list}
     for key, kind in wanted.items():
         if not isinstance(summary.get(key) or kind(), kind):
             raise ValueError(f"'{key}' in its summary is damaged.")

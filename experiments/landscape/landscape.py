@@ -166,16 +166,16 @@ def _candidates(config: Config, size: Size, store: chunks.ChunkFolder | None) ->
     for kind, (trial, axes) in _grids(config, size).items():
         if any(len(values) == 0 for values in axes.values()):
             continue
-        points = ufm.trials.grid(trial, axes, store=chunks.part(store, str(kind)))
+        points = ufm.trials.grid(trial, axes, store=chunks.part(store, kind.replace(" ", "-")))
         points = jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), points)
         tau = np.repeat(axes["tau"], len(points.H) // len(axes["tau"]))
-        parts.append({"tau": tau, "kind": np.full(len(tau), kind), "point": points})
-        if kind == KINDS.index("merged classes"):
+        parts.append({"tau": tau, "kind": np.full(len(tau), KINDS.index(kind)), "point": points})
+        if kind == "merged classes":
             parts.append(_in_other_orders(size, parts[-1]))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _grids(config: Config, size: Size) -> dict[int, tuple[Any, dict[str, Any]]]:
+def _grids(config: Config, size: Size) -> dict[str, tuple[Any, dict[str, Any]]]:
     """For each kind a trial that makes a critical point, and the axes that it is called on."""
     K, n, d, problem = size.num_classes, size.samples_per_class, size.dim, size.problem
     N = len(problem(1.0).labels)
@@ -208,22 +208,22 @@ def _grids(config: Config, size: Size) -> dict[int, tuple[Any, dict[str, Any]]]:
     def rank_one(tau, key, reflected):
         return ufm.saddles.rank_one(problem(tau), key, d, reflected=reflected)
 
-    grids: dict[int, tuple[Any, dict[str, Any]]] = {
-        5: (found, {"tau": tau, "key": keys}),
-        6: (functools.partial(on_a_line, one_reversed=False), few),
-        7: (functools.partial(on_a_line, one_reversed=True), few),
+    grids: dict[str, tuple[Any, dict[str, Any]]] = {
+        "found from a random start": (found, {"tau": tau, "key": keys}),
+        "on a line": (functools.partial(on_a_line, one_reversed=False), few),
+        "on a line, one sample reversed": (functools.partial(on_a_line, one_reversed=True), few),
     }
     if size.is_balanced:
         partitions = np.array(list(ufm.saddles.partitions(K)), int)
         grids |= {
-            0: (functools.partial(rank_one, reflected=False), few),
-            1: (functools.partial(rank_one, reflected=True), few),
-            2: (lambda tau: ufm.saddles.antipodal(problem(tau), d), {"tau": tau}),
-            3: (merged, {"tau": tau, "groups": partitions}),
+            "rank one": (functools.partial(rank_one, reflected=False), few),
+            "rank one, reflected": (functools.partial(rank_one, reflected=True), few),
+            "antipodal": (lambda tau: ufm.saddles.antipodal(problem(tau), d), {"tau": tau}),
+            "merged classes": (merged, {"tau": tau, "groups": partitions}),
         }
         if n > 2:
             possible = tau[tau >= ufm.saddles.full_rank_threshold(K, n)]
-            grids[8] = (lambda tau: ufm.saddles.full_rank(problem(tau), d), {"tau": possible})
+            grids["rank K"] = (lambda tau: ufm.saddles.full_rank(problem(tau), d), {"tau": possible})
     return grids
 
 

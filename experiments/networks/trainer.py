@@ -225,7 +225,7 @@ def _programs(
     )
     # Over the axis "batch" XLA divides the work by itself, see `training`.
     with jax.set_mesh(_mesh(place)):
-        state = jax.eval_shape(start, data, np.int32(0), np.float32(1))
+        state, _ = _shapes(setup, place, data)
         lowered = jax.jit(
             functools.partial(training.epoch, setup), in_shardings=everywhere, out_shardings=everywhere
         ).lower(data, state, np.int32(0), np.int32(0))

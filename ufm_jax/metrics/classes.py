@@ -229,8 +229,22 @@ def classifier(W: ArrayLike) -> jax.Array:
     return vectors_of("W", W)
 
 
-def bias_of(bias: ArrayLike, num_classes: int) -> jax.Array:
-    """A bias (K,) in float32 or float64, after its check."""
+def with_classifier(
+    W: ArrayLike,
+    features: ArrayLike,
+    labels: ArrayLike,
+    global_mean: GlobalMean = "samples",
+    absent: Absent = "error",
+) -> tuple[jax.Array, Whole]:
+    """W (K, d) and the classes of features (N, d), after the checks of both."""
+    W = classifier(W)
+    return W, whole(features, labels, len(W), W.shape[1], global_mean, absent)
+
+
+def bias_of(bias: ArrayLike | None, num_classes: int) -> jax.Array | None:
+    """A bias (K,) in float32 or float64, after its check; None if there is none."""
+    if bias is None:
+        return None
     bias = _checks.real("bias", bias)
     if bias.shape != (num_classes,):
         raise ValueError(f"bias must have an entry a class, {num_classes}, but has shape {bias.shape}.")

@@ -31,6 +31,7 @@ from ufm_jax.metrics.classes import (
     scaled,
     whole,
     widen,
+    with_classifier,
 )
 from ufm_jax.metrics.whitening import whitened_squares, whitening_of
 
@@ -171,8 +172,7 @@ def nc3(
     >>> print(f"{ufm.metrics.nc3(np.eye(3), np.eye(3), [0, 1, 2]):.4f}")
     0.0000
     """
-    W = classifier(W)
-    data = whole(features, labels, len(W), W.shape[1], global_mean, absent)
+    W, data = with_classifier(W, features, labels, global_mean, absent)
     return distance_to_simplex(scaled(data.rows(W)), data.centres.centred).astype(W.dtype)
 
 
@@ -211,9 +211,8 @@ def nc4(
     >>> print(f"{ufm.metrics.nc4(np.eye(2), features, [0, 0, 1, 1], bias=[0.0, 1.5]):.3f}")
     0.750
     """
-    W = classifier(W)
-    data = whole(features, labels, len(W), W.shape[1], "samples", absent)
-    bias = None if bias is None else bias_of(bias, len(W))
+    W, data = with_classifier(W, features, labels, absent=absent)
+    bias = bias_of(bias, len(W))
     # About the global mean and in its unit, as the deviations are.
     centred = data.centres.centred
     near = jnp.asarray(data.kept)[nearest(centred, data.deviations + centred[data.labels])]
@@ -335,7 +334,7 @@ def accuracy(
     """
     W = classifier(W)
     features, labels = labelled(features, labels, *W.shape)
-    bias = None if bias is None else bias_of(bias, len(W))
+    bias = bias_of(bias, len(W))
     return share(jnp.sum(decisions(W, features, bias) == labels), len(labels)).astype(W.dtype)
 
 

@@ -18,10 +18,10 @@ from ufm_jax.metrics.classes import (
     GlobalMean,
     Whole,
     bias_of,
-    classifier,
     directions,
     whole,
     widen,
+    with_classifier,
 )
 
 
@@ -59,7 +59,7 @@ def self_duality(
 
     Reference: Papyan, Han, Donoho, PNAS 2020, figure 5.
     """
-    W, data = _both(W, features, labels, global_mean, absent)
+    W, data = with_classifier(W, features, labels, global_mean, absent)
     square = square_of_difference(data.rows(W), data.centres.centred)
     return (square if squared else root(square)).astype(W.dtype)
 
@@ -95,7 +95,7 @@ def similarities(
 
     Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
     """
-    W, data = _both(W, features, labels, global_mean, absent)
+    W, data = with_classifier(W, features, labels, global_mean, absent)
     return similarities_of(data.rows(W), data.centres.centred, data.centres.unit, cosine).astype(W.dtype)
 
 
@@ -132,7 +132,7 @@ def unc3(
 
     Reference: Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024, UNC3.
     """
-    W, data = _both(W, features, labels, global_mean, absent)
+    W, data = with_classifier(W, features, labels, global_mean, absent)
     values = similarities_of(data.rows(W), data.centres.centred, data.centres.unit, cosine)
     return jnp.var(values, ddof=int(unbiased)).astype(W.dtype)
 
@@ -168,7 +168,7 @@ def bias_duality(
 
     Reference: Zhu et al., *A Geometric Analysis of Neural Collapse*, NeurIPS 2021.
     """
-    W, data = _both(W, features, labels, global_mean, absent)
+    W, data = with_classifier(W, features, labels, global_mean, absent)
     offsets = matmul(data.rows(W), data.centres.global_mean) + _bias(data, W, bias)
     return norm(offsets).astype(W.dtype)
 
@@ -272,7 +272,7 @@ def squared_error_decomposition(
     Central Path*, ICLR 2022.
     """
     _checks.at_least("weight_decay", weight_decay, 0)
-    W, data = _both(W, features, labels, "samples", absent)
+    W, data = with_classifier(W, features, labels, "samples", absent)
     scatter = matmul(data.deviations.T, data.deviations) * (data.centres.unit**2 / len(data.labels))
     found = squared_error_parts(
         data.rows(W),
@@ -345,13 +345,7 @@ def cosines_with(vectors: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(matmul(directions(vectors), directions(vector[None])[0])))
 
 
-def _both(
-    W: ArrayLike, features: ArrayLike, labels: ArrayLike, global_mean: GlobalMean, absent: Absent
-) -> tuple[jax.Array, Whole]:
-    W = classifier(W)
-    return W, whole(features, labels, len(W), W.shape[1], global_mean, absent)
-
-
 def _bias(data: Whole, W: jax.Array, bias: ArrayLike | None) -> jax.Array:
     """The bias of the classes that are kept, in the widest dtype; zeros if None."""
-    return data.rows(jnp.zeros(len(W)) if bias is None else bias_of(bias, len(W)))
+    found = bias_of(bias, len(W))
+    return data.rows(jnp.zeros(len(W)) if found is None else found)

@@ -145,8 +145,7 @@ def gnc3(
 
     Reference: Jiang et al., ICML 2024, GNC3.
     """
-    W = classes.classifier(W)
-    data = classes.whole(features, labels, len(W), W.shape[1], "samples", absent)
+    W, data = classes.with_classifier(W, features, labels, absent=absent)
     values = misalignments(data.rows(W), data.centres.means)
     return (values if per_class else jnp.mean(values)).astype(W.dtype)
 

@@ -98,7 +98,8 @@ class FirstPass(NamedTuple):
         rows = classifier(W).astype(dtype)
         if rows.shape != shape:
             raise ValueError(f"W must have shape {shape}, but has shape {rows.shape}.")
-        return rows, None if bias is None else bias_of(bias, shape[0]).astype(dtype)
+        found = bias_of(bias, shape[0])
+        return rows, None if found is None else found.astype(dtype)
 
     def second_pass(
         self,

@@ -170,7 +170,7 @@ def _flat_hessian(
     return operator, project, flat, lambda v: manifold.unwhiten(unflatten(v))
 
 
-def _norm_estimate(operator: Map, vector: jax.Array, steps: int = 20) -> jax.Array:
+def _norm_estimate(operator: Map, vector: jax.Array) -> jax.Array:
     """The size of the operator's largest eigenvalue, from below, by the power method."""
 
     def step(_, carry):
@@ -180,4 +180,4 @@ def _norm_estimate(operator: Map, vector: jax.Array, steps: int = 20) -> jax.Arr
         return image / jnp.where(size > 0, size, 1), size
 
     start = (vector / jnp.linalg.norm(vector), jnp.ones((), vector.dtype))
-    return jax.lax.fori_loop(0, steps, step, start)[1]
+    return jax.lax.fori_loop(0, 20, step, start)[1]
