@@ -133,7 +133,7 @@ def square(x):
 
 def test_another_config_has_another_store(tmp_path):
     def folder(**fields):
-        return chunks.of_run("fig9", fig9.Config(out=tmp_path, **fields))._path
+        return chunks.of_run("fig9", fig9.Config(out=tmp_path, **fields)).path
 
     assert folder() == folder(quiet=True) == folder(coordinator="127.0.0.1:1", processes=2)
     assert folder() != folder(steps=3)

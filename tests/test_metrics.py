@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 import ufm_jax as ufm
 from tests.shared.formulas import reference_cdnv, reference_nc1, reference_nc2, reference_nc3, reference_nc4
@@ -348,7 +349,7 @@ def test_derivatives_of_distances_are_zero_at_collapse():
             assert np.all(np.isfinite(jax.grad(distance)(W)))
     # Beside it they are those of finite differences.
     W = metrics.class_means(jax.random.normal(jax.random.key(0), (3, 5)), np.arange(3), 3)
-    jax.test_util.check_grads(metrics.nc2, (W,), order=1, rtol=1e-6)
+    check_grads(metrics.nc2, (W,), order=1, rtol=1e-6)
 
 
 def test_metrics_run_inside_a_shard_map():
