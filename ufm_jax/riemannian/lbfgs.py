@@ -23,7 +23,7 @@ class Memory(NamedTuple):
         changes: of the gradient, likewise.
         products: `<step, change>` of each pair, (m,).
         scale: `<step, change> / <change, change>` of the last pair: the first guess of the inverse Hessian.
-        pairs: how many have been seen, int32; the last m of them are kept.
+        pairs: how many came since the last start from the gradient, int32; the last m of them are kept.
     """
 
     steps: Tree
@@ -110,7 +110,11 @@ class LBFGS(Solver):
         fails, has_pairs = ~found.moved, memory.pairs > 0
         return LBFGSState(
             new,
-            optax.tree.where(fails, _no_memory(new, self.memory_size), told),
+            # Pairs that do not count are not read: nothing of their size is made.
+            told._replace(
+                scale=jnp.where(fails, _first_scale(new), told.scale),
+                pairs=jnp.where(fails, 0, told.pairs),
+            ),
             optax.tree.where(fails & has_pairs, self.line_search.init(new.value.dtype), found.state),
             found.exhausted & ~has_pairs,
         )
@@ -119,9 +123,13 @@ class LBFGS(Solver):
 def _no_memory(iterate: Iterate, size: int) -> Memory:
     """No pairs, and a first direction of length 1."""
     empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), iterate.gradient)
+    products = jnp.zeros(size, iterate.gradient_norm.dtype)
+    return Memory(empty, empty, products, _first_scale(iterate), jnp.int32(0))
+
+
+def _first_scale(iterate: Iterate) -> jax.Array:
     norm = iterate.gradient_norm
-    scale = 1 / jnp.where(norm > 0, norm, 1)
-    return Memory(empty, empty, jnp.zeros(size, norm.dtype), scale, jnp.int32(0))
+    return 1 / jnp.where(norm > 0, norm, 1)
 
 
 def _with_pair(memory, step, change, least_cosine, manifold, iterate) -> Memory:
