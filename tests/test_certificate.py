@@ -47,7 +47,7 @@ def dense(Z):
 
 
 def three_bounds(Z):
-    """What proves a gap, over tau: Z lowered alike, by sqrt(N) and sqrt(K), and of mean multipliers."""
+    """What proves a gap, over tau: Z lowered alike, by N and K, and of mean multipliers."""
     N, num_classes = Z.G.shape
     mean = Z._replace(alpha=np.full(num_classes, Z.alpha.mean()), beta=np.full(N, Z.beta.mean()))
     lowered = np.r_[np.full(num_classes, (N / num_classes) ** 0.5), np.full(N, (num_classes / N) ** 0.5)]

@@ -148,10 +148,10 @@ class Certificate(NamedTuple):
         margin: the smallest eigenvalue of the `CertificateMatrix`, classes and samples weighed alike, over
             |G|: of `[[-diag(alpha) / r, G^T], [G, -r diag(beta)]]` with `r = sqrt(N / K)`, |G| the spectral
             norm. At least 0 where Z is positive semidefinite; -1 where all multipliers are zero, -2 at the
-            antipodal point. With n samples of each class it is never below the least slack of the
-            inequalities of Lemma 3, relative to their right sides.
-        gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, the most that
-            the Euclidean gradient can be; in [0, 1], in the plain metric whatever the problem's is.
+            antipodal point under cross entropy. With n samples of each class it is never below the least
+            slack of the inequalities of Lemma 3, relative to their right sides.
+        gradient_norm: the norm of the Riemannian gradient over `tau |G| (sqrt(K) + sqrt(N))`, a bound of
+            the Euclidean gradient; in [0, 1), in the plain metric whatever the problem's is.
         gap: `optimality_gap`, the most by which the cost exceeds the global minimum.
     """
 
@@ -467,7 +467,8 @@ def negative_curvature(problem: Problem, point: Point, tolerance: float | None =
     Of three directions that of least curvature, as a unit vector:
 
     - `D = (u a^T, v a^T)`, (u, v) the bottom eigenvector of the `certificate_matrix` and a unit vector a
-      perpendicular to all of W and H. Its curvature is tau times the smallest eigenvalue.
+      perpendicular to all of W and H. Its curvature is tau times the smallest eigenvalue. (In a weighted
+      metric, of the matrix with row and column k divided by the root of the weight of w_k.)
     - Where the rows of W are equal (beta = 0, the paper's case 1): `D_W = x u a^T`, `D_H` the projection of
       `y u_{y_i} a`, with `u_k = (-1)^(k+1)`, a perpendicular to W, and the x and y of least curvature.
     - Where W has rank K = d: the feature of largest beta_i alone, along the direction on which all classes
@@ -657,8 +658,8 @@ def _lowest_and_gap(Z: CertificateMatrix, spectral_norm: jax.Array) -> tuple[jax
     """The smallest eigenvalue of Z with classes and samples weighed alike, and `optimality_gap` over tau.
 
     Lowered by x_k and y_i on its diagonal, a matrix of this form is positive semidefinite and proves the
-    gap `(sum x + sum y) / 2`. Here x and y are constants: in the proportion of `sqrt(N)` to `sqrt(K)`, or
-    equal; and for the means of the multipliers, where the smallest eigenvalue is known.
+    gap `(sum x + sum y) / 2`. Here x and y are constants: in the proportion of N to K, or equal; and for
+    the means of the multipliers, where the smallest eigenvalue is known.
     """
     N, K = Z.G.shape
     root = (N / K) ** 0.25

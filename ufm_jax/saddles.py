@@ -52,7 +52,7 @@ def rank_one(
 
     Every class has the same n features, drawn at random, so that the class means are equal and alpha = 0.
     Reflecting features at random in the hyperplane perpendicular to w moves the class means along w alone:
-    the point stays critical, and alpha becomes anything that sums to zero.
+    the point stays critical, and alpha becomes random, with sum zero.
 
     Args:
         problem: of `ufm_jax.normalized`, classes of equal size, and a loss that does not see a constant
@@ -99,8 +99,8 @@ def sign_pattern(
     """The critical point with all vectors along one line: `w_k = s_k e` and `h_i = t_i e`, e a unit vector.
 
     On a line the sphere has no tangent, so every choice of signs is critical, for every loss, every tau and
-    classes of any size. It is where case 2 of the paper's Proposition 2 fails (docs/errata.md). At K = 2
-    one choice is the global minimum.
+    classes of any size. It is where case 2 of the paper's Proposition 2 fails (docs/errata.md). For cross
+    entropy at K = 2 the choice `s = (1, -1)`, `t_i = s_{y_i}`, and its negative, are global minima.
 
     Args:
         problem: of `ufm_jax.normalized`, any loss, classes of any size.
@@ -148,7 +148,8 @@ def full_rank(
     With a simplex ETF E and a unit vector a perpendicular to it, `w_k = cos(t) a + sin(t) E_k`, and the
     features of class k are `E_k`, but for `r` of its n samples, which are `-E_k`. The angle t is the one at
     which the forces of both cancel, `(n - r) q(s) = r q(-s)` with `s = K tau sin(t) / (K - 1)` and
-    `q(s) = (K-1) e^-s / (1 + (K-1) e^-s)`; it exists where tau is not too small.
+    `q(s) = (K-1) e^-s / (1 + (K-1) e^-s)`; it exists where tau is not too small. At the threshold itself t
+    is a right angle and the rank is K - 1.
 
     Args:
         problem: of `ufm_jax.normalized` with `ufm_jax.losses.cross_entropy`, n samples of each class.
@@ -188,7 +189,7 @@ def full_rank(
 
 
 def full_rank_threshold(num_classes: int, samples_per_class: int, reversed_samples: int = 1) -> float:
-    """The temperature from which on the critical point of `full_rank` exists.
+    """The temperature from which on the critical point of `full_rank` exists, with rank K above it.
 
     Args:
         num_classes: K, at least 2.
@@ -225,8 +226,9 @@ def merged_classes(problem: Problem, groups: ArrayLike, dim: int, dtype: DTypeLi
 
     Among points of this form the cost is minimized, starting from vectors of a simplex ETF, by the trust
     region. A minimum under a symmetry (here, permuting the classes of a group) is critical without it
-    (Palais, *The principle of symmetric criticality*, 1979). Groups of one size end at a simplex ETF of the
-    groups; otherwise a group's classifiers and features part, and angles depend on sizes and tau.
+    (Palais, *The principle of symmetric criticality*, 1979). For cross entropy, groups of one size end at a
+    simplex ETF of the groups; in general a group's classifiers and features part, and angles depend on
+    sizes, loss and tau.
 
     Args:
         problem: of `ufm_jax.normalized`, classes of equal size.
