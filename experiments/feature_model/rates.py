@@ -139,9 +139,17 @@ def predictions(modes: ufm.theory.Modes) -> tuple[jax.Array, jax.Array]:
     first_order = jnp.stack(first)
     if "samples outside the span" not in modes.names:
         return first_order, jnp.zeros(3, bool)
-    # Samples that move outside the span of W come back by this factor, and the metrics see its square.
-    outside = 1 - step * modes.eigenvalues[modes.names.index("samples outside the span")]
-    return first_order, jnp.stack([outside**4, outside**2, outside**2]) > first_order
+
+    def factor(name: str) -> jax.Array:
+        return 1 - step * modes.eigenvalues[modes.names.index(name)]
+
+    # The metrics see products of motions outside the span of W. On the spheres, where they shorten what is
+    # inside, those of two samples; without, where a common shift of W is not seen, of a sample and of W.
+    is_free = "scale" in modes.names
+    other = "classifiers against means outside the span" if is_free else "samples outside the span"
+    product = factor("samples outside the span") * factor(other)
+    shift = factor("classifiers together outside the span") ** 2  # It changes the Gram matrix of W.
+    return first_order, jnp.stack([product**2, jnp.maximum(product, shift), product]) > first_order
 
 
 def factors(squares: np.ndarray) -> np.ndarray:
