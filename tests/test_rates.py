@@ -228,7 +228,7 @@ def test_cross_entropy_in_closed_form_is_that_by_derivatives():
 
 
 def test_label_smoothing_and_the_focal_loss_in_numbers():
-    """Label smoothing divides theta by `1 - alpha/c`; the focal loss leaves it, and NC1 falls alike."""
+    """Label smoothing divides theta by `1 - alpha/c`; the focal loss at a small tau leaves it, and NC1."""
     K, n, tau, alpha = 4, 5, 0.3, 0.05
     c = K / (np.exp(K * tau / (K - 1)) + K - 1)
     for loss, theta in [(SMOOTHING, tau / (K - 1) / (1 - alpha / c)), (ufm.losses.focal, tau / (K - 1))]:
@@ -344,6 +344,24 @@ def test_late_in_a_run_at_large_temperatures_motions_outside_the_span_decide(w, 
     # Without room outside the span, the rate is that of first order to the end.
     history = descend_normalized(3, 5, 2, 6.0, w, float(rates.step), 0.06, 12)
     np.testing.assert_allclose(history[-1, 0] / history[-2, 0], rates.nc1, atol=1e-3)
+
+
+def test_with_heavy_classifiers_nc2_sees_them_move_together_outside_the_span():
+    setting, factor = (4, 3, 6, 6.0, 12), 1 - 1 / (4 * 3.75)
+    rates = theory.collapse_rates(theory.collapse_spectrum(*setting))
+    assert rates.nc2 < factor**2 - 0.01
+    history = descend_normalized(*setting, float(rates.step), 0.06, 80)
+    np.testing.assert_allclose((history[-1] / history[-2])[1:], [factor**2, rates.nc3], atol=1e-3)
+
+
+def test_in_the_regularized_model_a_sample_meets_a_centred_motion_of_the_classifiers_late():
+    setting = (3, 3, 5, 1e-4 / 3, 1e-4)
+    modes = theory.regularized_collapse_spectrum(*setting)
+    rates, largest = theory.collapse_rates(modes), float(max(modes.eigenvalues)) / 1e-4
+    late = (1 - 1 / largest) * (1 - (1 + 1 / 3) / largest)
+    assert rates.nc1 < 0.678**2 < late**2 - 0.1
+    history = descend_regularized(*setting, float(rates.step), 0.06, 120)
+    np.testing.assert_allclose(history[-1, 0] / history[-2, 0], late**2, atol=1e-3)
 
 
 def test_they_decide_nc1_from_theta_of_1_over_the_root_of_1_plus_w_over_n_on():

@@ -163,11 +163,12 @@ def claims(config: Config, data: Data) -> list[Claim]:
     for model in MODELS:
         errors = np.abs(data[f"measured_{model}"] - data[f"predicted_{model}"])
         early = ~data[f"late_{model}"].any(-1)
-        close = np.all(errors < 1e-4, axis=-1)
+        # Where two motions fall nearly alike, a regression tells their factors no better.
+        close = np.all(errors < 3e-4, axis=-1)
         worst = errors[early].max(0, initial=0)
         judged.append(
             Claim(
-                f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 1e-4, in every setting "
+                f"{model} UFM: NC1, NC2 and NC3 fall by the predicted factors, to 3e-4, in every setting "
                 "where first order decides to the end",
                 bool(early.any() and close[early].all()),
                 f"in {close[early].sum()} of {early.sum()} of these, of {early.size} in all; largest "
