@@ -350,7 +350,7 @@ def test_with_heavy_classifiers_nc2_sees_them_move_together_outside_the_span():
     setting, factor = (4, 3, 6, 6.0, 12), 1 - 1 / (4 * 3.75)
     rates = theory.collapse_rates(theory.collapse_spectrum(*setting))
     assert rates.nc2 < factor**2 - 0.01
-    history = descend_normalized(*setting, float(rates.step), 0.06, 80)
+    history = descend_normalized(*setting, float(rates.step), 0.06, 130)
     np.testing.assert_allclose((history[-1] / history[-2])[1:], [factor**2, rates.nc3], atol=1e-3)
 
 
