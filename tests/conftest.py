@@ -15,10 +15,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import hypothesis
 import jax  # Which reads them.
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+MORE = (
+    r"^\s*(from|import) (experiments|nets|notebooks|flax|matplotlib|nbformat|pymanopt|PIL"
+    r"|tests\.conftest|tests\.shared\.(descents|pytorch_numbers))\b"
+)
+"""Imports of what only the clone or its extras have, of what imports that, and of this very line."""
 
 
 def pytest_addoption(parser):
@@ -26,10 +37,9 @@ def pytest_addoption(parser):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Under --library, leaves out files that import what only the clone or its extras have."""
+    """Under --library, leaves out files with imports of `MORE`."""
     if config.getoption("library") and collection_path.suffix == ".py":
-        more = r"^\s*(from|import) (experiments|nets|notebooks|flax|matplotlib|nbformat|pymanopt|PIL)\b"
-        return True if re.search(more, collection_path.read_text(encoding="utf-8"), re.M) else None
+        return True if re.search(MORE, collection_path.read_text(encoding="utf-8"), re.M) else None
     return None
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,10 @@ print("same on", jax.device_count())
 
 @pytest.mark.slow
 def test_runs_on_eight_devices_are_the_same_runs():
-    done = subprocess.run([sys.executable, "-c", _EIGHT], capture_output=True, text=True, check=False)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", _EIGHT], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.stdout == "same on 8\n", done.stderr
 
 

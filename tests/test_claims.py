@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.feature_model import fig5_start, fig11, fig12, metric, optimizers, regularized_minima
+from experiments.feature_model import (
+    class_sizes,
+    deep,
+    fig5_start,
+    fig11,
+    fig12,
+    metric,
+    optimizers,
+    regularized_minima,
+)
 from experiments.landscape import focal_map, landscape, landscape_window
 from experiments.speed import bench, bench_metrics, bench_networks, bench_solvers
 
@@ -222,6 +231,41 @@ def test_metric():
         ({"predicted_regularized": np.full((3, 5), 0.97)}, {8}),
     ]:
         assert failing(metric, config, good | change) == expected, change
+
+
+def test_class_sizes():
+    config, names = class_sizes.Config(tau=(1.0, 2.0)), list(class_sizes.WEIGHTS)
+    steps = dict(zip(names, [60.0, 50, 45, 40, 30, 20], strict=True))
+    every = np.tile(np.array(list(steps.values()))[None, :, None], (2, 1, 3))
+    good = dict.fromkeys(class_sizes.SOLVERS, every) | {"gap": np.zeros(2)}
+    assert failing(class_sizes, config, good) == set()
+    assert failing(class_sizes, config, good | {"gap": np.array([0, 2e-8])}) == {0}
+    pairs = [("sizes", "plain"), ("root", "mean"), ("root", "sizes"), ("alpha", "root"), ("both", "alpha")]
+    for i, (better, worse) in enumerate(pairs, 1):
+        for solver in class_sizes.SOLVERS:
+            fewer = changed(good[solver], (1, names.index(worse)), steps[better] - 1)
+            assert failing(class_sizes, config, good | {solver: fewer}) == {i}
+
+
+def test_deep():
+    config, zero = deep.Config(factors=(3, 6), num_classes=10), np.zeros((2, 2, 1, 1))
+    good = {
+        "value": changed(zero, (1, 1), -1e-2),
+        "minimum": np.zeros((2, 1)),
+        "rank": zero + 3,
+        "nc1": zero[..., None],
+        "factors": np.array([3, 6]),
+    }
+    assert failing(deep, config, good) == set()
+    for name, at, value, expected in [
+        ("value", (0, 0), 2e-8, {0}),
+        ("value", (1, 0), -2e-10, {0}),
+        ("value", (0, 1), -2e-8, {1}),
+        ("value", (1, 1), 0.0, {2}),
+        ("rank", (1, 1), 10, {2}),
+        ("nc1", (0, 1), 2e-6, {3}),
+    ]:
+        assert failing(deep, config, good | {name: changed(good[name], at, value)}) == expected
 
 
 def test_the_start_of_figure_5():

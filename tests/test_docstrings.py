@@ -3,10 +3,13 @@
 import inspect
 import re
 import sys
+import types
+import typing
 
 import jax
 import pytest
 from jax.typing import ArrayLike
+from numpy.typing import ArrayLike as NumpyArrayLike
 
 import nets
 import ufm_jax as ufm
@@ -55,8 +58,17 @@ def described(function):
     return dict(zip(entries[1::2], entries[2::2], strict=True))
 
 
+def without_none(annotation):
+    """What an annotation says beside that the argument may be None."""
+    parts = typing.get_args(annotation)
+    if type(None) not in parts or typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    return typing.Union[tuple(part for part in parts if part is not type(None))]  # noqa: UP007
+
+
 def parameters(function):
-    return {n: p.annotation for n, p in inspect.signature(function).parameters.items() if n != "self"}
+    signature = inspect.signature(function)
+    return {n: without_none(p.annotation) for n, p in signature.parameters.items() if n != "self"}
 
 
 def checks_its_arguments(function):
@@ -91,7 +103,7 @@ def test_functions_say_what_they_take_return_and_raise(name):
             assert re.search(SHAPE, said[parameter]), f"{parameter} needs a shape: {said[parameter]}"
         if annotation in (int, float):
             assert re.search(RANGE, said[parameter]), f"{parameter} needs a range: {said[parameter]}"
-        if annotation == ArrayLike:
+        if annotation in (ArrayLike, NumpyArrayLike):
             assert re.search(f"{SHAPE}|{RANGE}", said[parameter]), f"{parameter}: {said[parameter]}"
     if inspect.signature(function).return_annotation is not None:
         assert sections(function).get("Returns", "").strip()

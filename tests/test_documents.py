@@ -125,12 +125,30 @@ def test_the_page_on_riemannian_optimization_does_what_it_says(capsys):
     assert names["both_legs"].steps < names["steps"]["balanced"] / 2
 
 
+def test_the_page_on_temperatures_prints_its_numbers(capsys):
+    run_blocks(ROOT / "docs" / "temperature.md")
+    found = [float(x) for x in capsys.readouterr().out.split()]
+    np.testing.assert_allclose(found, [4.36, 33.4, 49.5], rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_the_page_on_models_prints_its_numbers(capsys):
+    run_blocks(ROOT / "docs" / "models.md")
+    first, second, _, deep, *_ = capsys.readouterr().out.splitlines()
+    assert abs(float(first)) < 1e-12
+    assert abs(float(deep)) < 1e-12
+    assert all(abs(float(x)) < y for x, y in zip(second.split(), (1e-10, 1e-8), strict=True))
+
+
 # Those that a test above, or test_training_loop, holds to what they say.
-WITH_THEIR_OWN_TEST = ("README.md", "CONTRIBUTING.md", "guide.md", "riemannian.md", "training_loop.md")
+WITH_THEIR_OWN_TEST = (
+    *("README.md", "CONTRIBUTING.md", "guide.md", "riemannian.md", "training_loop.md"),
+    *("temperature.md", "models.md"),
+)
 OTHERS = {
     d.name: d for d in DOCUMENTS if "```python" in d.read_text() and d.name not in WITH_THEIR_OWN_TEST
 }
-LONG = {name: OTHERS.pop(name) for name in ("landscape.md", "large.md", "models.md")}
+LONG = {name: OTHERS.pop(name) for name in ("landscape.md", "large.md", "networks.md")}
 
 
 @pytest.mark.parametrize("document", few(len(OTHERS), **OTHERS, **LONG))

@@ -30,6 +30,34 @@ def problem_at(tau, labels=LABELS, loss=ufm.losses.cross_entropy):
     return ufm.normalized(labels, K, loss=loss, tau=tau)
 
 
+def test_everything_maps_and_keeps_float32():
+    """By shapes and dtypes alone: nothing is compiled."""
+
+    @jax.vmap
+    def every(tau, key):
+        normalized = problem_at(tau)
+        regularized = ufm.regularized(LABELS, K, weight_decay=tau, feature_decay=tau, bias_decay=tau)
+        x, z = (problem.random_point(key, DIM, jnp.float32) for problem in (normalized, regularized))
+        Z = landscape.certificate_matrix(normalized, x)
+        return (
+            landscape.logit_gradient(normalized, x),
+            Z,
+            Z.smallest_eigenpair(),
+            landscape.certify(normalized, x)[2:],
+            landscape.optimality_gap(normalized, x),
+            landscape.optimality_gap(regularized, z),
+            landscape.proposition_2(normalized, x),
+            landscape.spectrum(normalized, x),
+            landscape.eigenpairs(normalized, x),
+            saddles.full_rank(normalized, DIM, jnp.float32),
+            saddles.merged_classes(normalized, jnp.array([0, 0, 1, 2]), DIM, jnp.float32),
+        )
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    found = jax.eval_shape(every, jax.ShapeDtypeStruct((2,), jnp.float32), keys)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+
+
 def collapse(labels=LABELS, dim=DIM, dtype=None):
     frame = theory.simplex_etf(K, dim, dtype)
     return ufm.Point(frame, frame[labels])

@@ -206,6 +206,18 @@ def test_labels_of_no_class_make_a_loss_nan_where_jit_hides_them(loss):
     np.testing.assert_allclose(kept(logits, labels), expected, atol=1e-6)
 
 
+def test_anchors_are_rows_of_the_whole():
+    similarities = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)))
+    labels, anchors = jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([4, 1])
+    np.testing.assert_allclose(
+        losses.contrastive_of_similarities(similarities[anchors], labels, anchors),
+        losses.contrastive_of_similarities(similarities, labels)[anchors],
+        rtol=1e-14,
+    )
+    with pytest.raises(ValueError, match=r"anchors must lie in 0\.\.5, but go from 0 to 6"):
+        losses.contrastive_of_similarities(similarities[anchors], labels, jnp.array([0, 6]))
+
+
 def test_label_smoothing_asks_nothing_of_classes_without_weight():
     found = losses.label_smoothing(jnp.array([[1.0, 2.0, -jnp.inf]]), jnp.array([0]), alpha=0.0)
     np.testing.assert_allclose(found, np.log1p(np.e))

@@ -116,6 +116,20 @@ SQUARED_ERROR = ufm.normalized(ufm.balanced_labels(4, 3), 4, loss=ufm.losses.squ
         (lambda: saddles.antipodal(problem_at(1.0), 3), "at least 4 dimensions, but dim is 3"),
         (lambda: saddles.rank_one(SQUARED_ERROR, jax.random.key(0), 4), "must not see a constant"),
         (lambda: saddles.full_rank(SQUARED_ERROR, 4), "must be ufm_jax.losses.cross_entropy"),
+        (lambda: saddles.full_rank(problem_at(1.0), 4), "classifiers of rank 5 need at least 5 dimensions"),
+        (lambda: saddles.full_rank(problem_at(1e-3), 5), "tau must be finite and at least"),
+        (
+            lambda: saddles.sign_pattern(problem_at(1.0), jnp.ones(4), jnp.ones(15), 5),
+            r"classifier_signs must have shape \(5,\)",
+        ),
+        (
+            lambda: saddles.sign_pattern(problem_at(1.0), jnp.ones(5), jnp.ones(3), 5),
+            r"feature_signs must have shape \(15,\)",
+        ),
+        (
+            lambda: saddles.sign_pattern(problem_at(1.0), jnp.full(5, 2.0), jnp.ones(15), 5),
+            r"must be \+1 or -1",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

@@ -19,6 +19,7 @@ from tests.shared.descents import (
     pymanopt_trust_region_costs,
 )
 from tests.shared.marks import few
+from tests.shared.problems import PROBLEMS as KINDS
 from ufm_jax.riemannian import Status
 from ufm_jax.riemannian.line_search import change_of_cost
 
@@ -39,6 +40,9 @@ ALL_PROBLEMS = {
     "label_smoothing": ufm.normalized(LABELS, K, loss=ufm.losses.label_smoothing, tau=3.0),
     "contrastive": ufm.contrastive(LABELS, K),
 }
+
+_DIFFERENT = ("decayed bias", "contrastive", "regularized", "free bias")
+EVERY_KIND = {name: KINDS[name] for name in sorted(KINDS, key=lambda name: name not in _DIFFERENT)}
 
 
 @pytest.mark.parametrize("problem", few(2, **PROBLEMS))
@@ -129,9 +133,9 @@ def test_every_solver_works_on_every_problem(problem, solver):
         np.testing.assert_allclose(results.value[i], six_steps(problem, start, solver).value, rtol=1e-8)
 
 
-@pytest.mark.parametrize("problem", few(2, **ALL_PROBLEMS))
+@pytest.mark.parametrize("problem", few(4, **EVERY_KIND))
 def test_hessian_is_the_second_derivative_along_retractions(problem):
-    point = problem.random_point(jax.random.key(0), DIM)
+    point = problem.random_point(jax.random.key(0), 6)
     tangent = problem.manifold.random_tangent(jax.random.key(1), point)
 
     def along(t):
@@ -188,8 +192,11 @@ class TestCriticalPoints:
         start = self.problem.random_point(jax.random.key(0), DIM)
         result = ufm.minimize(self.problem, start, solver, max_steps=500, tolerance=0.0)
         assert result.gradient_norm < 1e-13
+        is_stalled = result.status == Status.STALLED
         if solver == ALL_SOLVERS["trust_region"]:
-            assert (result.status == Status.STALLED, result.steps < 100) == (True, True)
+            assert (is_stalled, result.steps < 100) == (True, True)
+        else:
+            assert is_stalled or result.status == Status.OUT_OF_STEPS
 
     @pytest.mark.parametrize("solver", few(1, **ALL_SOLVERS))
     def test_a_start_that_is_not_a_number_says_so(self, solver):

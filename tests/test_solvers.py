@@ -77,7 +77,7 @@ def test_descent_reaches_the_global_minimum(tau):
     assert result.status == Status.CONVERGED
     assert result.gradient_norm <= 1e-10
     assert 0 < result.steps < 2000
-    np.testing.assert_allclose(result.value, ufm.theory.cross_entropy_minimum(K, tau), atol=1e-13)
+    np.testing.assert_allclose(result.value, ufm.theory.cross_entropy_minimum(K, tau), rtol=0, atol=1e-14)
     assert ufm.metrics.nc1(result.point.H, LABELS, K) < 1e-15
     assert ufm.metrics.nc2(result.point.W) < 1e-7
     assert ufm.metrics.nc3(result.point.W, result.point.H, LABELS) < 1e-7
@@ -140,11 +140,6 @@ class TestStatus:
         bad = jax.tree.map(lambda x: x * jnp.nan, self.start)
         result = self.minimize(bad, max_steps=50)
         assert (result.status, result.steps) == (Status.NOT_FINITE, 0)
-
-    def test_an_unreachable_tolerance_ends(self):
-        result = self.minimize(self.start, max_steps=5_000, tolerance=0.0)
-        assert result.status in (Status.STALLED, Status.OUT_OF_STEPS, Status.CONVERGED)
-        assert result.gradient_norm < 1e-14
 
     def test_an_underflowed_gradient_is_no_collapse(self):
         """At tau = 100 all is classified and the gradient is gone, long before NC2 is small."""

@@ -352,8 +352,8 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     semidefinite. Such a and b are the multipliers (`certificate_matrix`) or their means, lowered as far as
     that needs; the best of three bounds is the gap. It is 0 at every global minimum of cross entropy
     against classes, of any size, in d >= K - 1 dimensions. For other losses, and soft targets, a gap above
-    0 may remain even at a minimum; the cost less the gap is still a lower bound of it. Proof:
-    docs/landscape.md.
+    0 may remain even at a minimum; the cost less the gap is still a lower bound of it. Whether a loss of
+    one's own is convex is for the caller to know; the focal loss is not. Proof: docs/landscape.md.
 
     Of a regularized model the decays are at least `lam = sqrt(lW lH)` times the nuclear norm of the logits,
     so that its minimum is at least minus the convex conjugate of the mean loss at `r G`, with
@@ -362,9 +362,9 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
     the columns of G are first given the sums that they have where the bias is stationary.
 
     Args:
-        problem: of `ufm_jax.normalized`, any loss that says that it is convex in the logits, as
-            `ufm_jax.losses.convex` marks it; or of `ufm_jax.regularized` with `cross_entropy`,
-            `label_smoothing` or `squared_error` of `ufm_jax.losses`. Classes of any size.
+        problem: of `ufm_jax.normalized`, any loss that is convex in the logits; or of
+            `ufm_jax.regularized` with `cross_entropy`, `label_smoothing` or `squared_error` of
+            `ufm_jax.losses`. Classes of any size.
         point: `Point(W=(K, d), H=(N, d))`, on the spheres if normalized, critical or not; a `BiasedPoint`
             where the problem has a bias.
 
@@ -372,7 +372,8 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
         The gap, a scalar at least 0, to within rounding errors of the size of tau |G| sqrt(K N).
 
     Raises:
-        ValueError: the problem is neither, has another loss, or the point does not fit.
+        ValueError: the problem is neither, its loss is not convex, a regularized one has another loss, or
+            the point does not fit.
 
     Example:
         >>> labels, W = ufm.balanced_labels(3, 2), ufm.theory.simplex_etf(3, dim=4)
@@ -387,7 +388,8 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
         raise ValueError("the gap is known for problems of ufm.normalized and ufm.regularized.")
     if problem.decay is None:
         _check_point(problem, point)
-        _check_convex(problem)
+        if losses.says_convex(problem.loss) is False:
+            raise ValueError("the gap needs a loss that is convex in the logits, which this one is not.")
         return _normalized_gap(problem, point)
     problem.check_point(point)
     return _regularized_gap(problem, point)
@@ -481,7 +483,7 @@ def negative_curvature(problem: Problem, point: Point, tolerance: float | None =
         problem: of `ufm_jax.normalized` with cross entropy, classes of any size.
         point: a critical point, `Point(W=(K, d), H=(N, d))` with d > K, or d = K >= 3. Elsewhere the
             direction is projected to the tangent space, and its curvature may have any sign.
-        tolerance: that of `certify`; of a small tau ask for a smaller one.
+        tolerance: at least 0; that of `certify` if None. Of a small tau ask for a smaller one.
 
     Returns:
         `NegativeCurvature(direction, curvature)`, of unit norm in the metric of the problem's manifold; the

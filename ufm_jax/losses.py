@@ -56,9 +56,14 @@ def is_convex(loss: Callable) -> bool:
 
     Reference: what a convex loss proves of a point is in docs/landscape.md.
     """
-    while not (marked := getattr(loss, "is_convex", False)) and hasattr(loss, "func"):
+    return bool(says_convex(loss))
+
+
+def says_convex(loss: Callable) -> bool | None:
+    """What `is_convex` says, but None where nobody has said that the loss is convex, or that it is not."""
+    while (said := getattr(loss, "is_convex", None)) is None and hasattr(loss, "func"):
         loss = loss.func
-    return marked
+    return said
 
 
 @convex
@@ -125,6 +130,9 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 3.0) -> jax.Array
     # 1 - p = exp(-softplus(-against)) and -log p = softplus(against): smooth, where p has rounded to 1 too.
     focusing = jnp.exp(-jnp.asarray(gamma, logits.dtype) * jax.nn.softplus(-against))
     return _marked(jnp.where(is_sure, 0, focusing * jax.nn.softplus(against)), logits, labels)
+
+
+focal.is_convex = False  # type: ignore[attr-defined]
 
 
 @convex

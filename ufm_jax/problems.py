@@ -518,7 +518,7 @@ class _Partial:
     func: Callable
     args: tuple
     keywords: tuple
-    is_convex: bool
+    is_convex: bool | None
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return self.func(*self.args, logits, labels, **dict(self.keywords))
@@ -529,7 +529,7 @@ def _by_value(loss: Loss) -> Loss:
     if not isinstance(loss, functools.partial):
         return loss
     keywords = tuple(sorted(loss.keywords.items()))
-    equal = _Partial(loss.func, loss.args, keywords, losses.is_convex(loss))
+    equal = _Partial(loss.func, loss.args, keywords, losses.says_convex(loss))
     try:
         hash(equal)
     except TypeError:  # Parameters that are arrays, perhaps traced.

@@ -78,7 +78,7 @@ def rank_one(
             "the loss must not see a constant added to all logits of a sample: otherwise the point is not "
             "critical."
         )
-    dtype = dtype
+    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
     for_points, for_signs = jax.random.split(key)
     vectors = normalize(jax.random.normal(for_points, (1 + N // K, dim), dtype))
     w, of_one_class = vectors[0], vectors[1:]
@@ -125,7 +125,7 @@ def sign_pattern(
     """
     check_normalized(problem)
     _checks.count("dim", dim, 1)
-    dtype = dtype
+    dtype = jax.dtypes.canonicalize_dtype(dtype or float)
     line = jnp.eye(1, dim, dtype=dtype)
     columns = []
     for name, signs, count in [
@@ -347,7 +347,7 @@ def find_critical_point(
         problem: any problem of this library.
         point: the start; symmetries that it has are kept, up to rounding.
         max_steps: most steps.
-        tolerance: stop once that norm of the Riemannian gradient is at most this.
+        tolerance: stop once the norm of the Riemannian gradient is at most this.
         max_inner: most conjugate gradient iterations a step; the manifold's dimension if None.
 
     Returns:

@@ -11,9 +11,11 @@ from experiments.speed.peers.pymanopt_solvers import pymanopt_optimizer, pymanop
 K, N_PER_CLASS, DIM = 10, 5, 32
 LABELS = ufm.balanced_labels(K, N_PER_CLASS)
 PROBLEMS = {
-    **{f"normalized, tau={tau}": ufm.normalized(LABELS, K, tau=tau) for tau in (0.5, 1.0, 5.0)},
+    "normalized, tau=5.0": ufm.normalized(LABELS, K, tau=5.0),
     "regularized": ufm.regularized(LABELS, K),
+    **{f"normalized, tau={tau}": ufm.normalized(LABELS, K, tau=tau) for tau in (0.5, 1.0)},
 }
+"""The first two, which run by default, differ most."""
 
 
 def costs_of(problem, point, solver, steps):
