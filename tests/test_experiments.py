@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +80,23 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert ("FAILS" in out) == (not all(claim["holds"] for claim in summary["claims"]))
 
 
-def test_the_same_seed_gives_the_same_file_and_another_seed_replaces_it_by_another(tmp_path, capsys):
+def test_the_small_runs_are_those_of_all_experiments():
+    assert set(SMALL) == set(all_experiments())
+    assert set(SLOW) < set(SMALL)
+    assert len(set(SLOW)) == len(SLOW)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The results of figure 9 from seed 1."""
+    out = tmp_path_factory.mktemp("finished")
+    assert cli.main(["fig9", "--out", str(out), "--seed", "1", "--quiet", *SMALL["fig9"]]) == 0
+    return out
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_replaces_it_by_another(
+    finished, tmp_path, capsys
+):
     def arguments(folder, seed):
         return ["fig9", "--out", tmp_path / folder, "--seed", seed, "--quiet", *SMALL["fig9"]]
 
@@ -91,7 +108,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_replaces_it_by_anoth
     # Quiet means: the path of the picture and nothing else.
     assert elsewhere.stdout == f"{tmp_path / 'a' / 'fig9' / 'fig9.png'}\n"
     assert elsewhere.stderr == ""
-    main(capsys, *arguments("b", 1))
+    shutil.copytree(finished, tmp_path / "b")
     assert data("b") == data("a")
     main(capsys, *arguments("b", 2))
     assert data("b") != data("a")
@@ -99,9 +116,8 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_replaces_it_by_anoth
     assert [f.name for f in (tmp_path / "b").iterdir()] == ["fig9"]
 
 
-def test_fig9_data_has_the_documented_names_and_shapes(tmp_path, capsys):
-    main(capsys, "fig9", "--out", tmp_path, *SMALL["fig9"])
-    with np.load(tmp_path / "fig9" / "data.npz") as data:
+def test_fig9_data_has_the_documented_names_and_shapes(finished):
+    with np.load(finished / "fig9" / "data.npz") as data:
         for name in ("nc1", "nc2", "nc3", "accuracy", "loss"):
             assert data[name].shape == (2, 3, 13)
             assert data[name].dtype == np.float64
@@ -456,9 +472,9 @@ def test_what_a_shell_sends_to_the_background_is_not_interrupted(monkeypatch):
         signal.signal(signal.SIGINT, previous)
 
 
-def test_a_failure_while_writing_keeps_the_earlier_result(tmp_path, monkeypatch, capsys):
+def test_a_failure_while_writing_keeps_the_earlier_result(finished, tmp_path, monkeypatch):
     arguments = ["fig9", "--out", tmp_path, "--quiet", *SMALL["fig9"]]
-    assert main(capsys, *arguments)[0] == 0
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "fig9" / "summary.json").read_text()
     monkeypatch.setattr(writing, "_summary", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

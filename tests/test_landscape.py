@@ -520,8 +520,8 @@ def test_the_tolerance_of_a_certificate_decides_what_is_critical():
 def test_a_saddle_of_small_tau_curves_down_once_the_tolerance_allows(dtype, tau, tolerance):
     """Its margin is -tanh(tau), which the default tolerance takes for rounding."""
     problem = ufm.normalized(ufm.balanced_labels(4, 3), 4, tau=tau)
-    saddle = ufm.saddles.merged_classes(problem, jnp.array([0, 0, 1, 1]), dim=6)
-    saddle = jax.tree.map(lambda x: x.astype(dtype), saddle)
+    signs = jnp.array([1, 1, -1, -1])  # Of two pairs of classes merged.
+    saddle = ufm.saddles.sign_pattern(problem, signs, signs[problem.labels], 6, dtype)
     assert landscape.negative_curvature(problem, saddle).curvature == 0
     found = landscape.negative_curvature(problem, saddle, tolerance)
     lowest, _ = landscape.certificate_matrix(problem, saddle).smallest_eigenpair()

@@ -68,9 +68,8 @@ def test_streamed_nc1_equals_scipy_in_any_order(kind, dim):
     features, labels, W = case(kind, dim)
     expected = expected_nc1(features, labels)
     generator = np.random.default_rng(1)
-    values = []
+    values, cuts = [], np.sort(generator.choice(np.arange(1, len(labels)), 3, replace=False))
     for order in [np.arange(len(labels)), generator.permutation(len(labels))]:
-        cuts = np.sort(generator.choice(np.arange(1, len(labels)), 3, replace=False))
         batches = np.split(order, cuts)
         found = stream(jnp.asarray(features), jnp.asarray(labels), W, batches)
         assert found["nc1"].dtype == np.float32

@@ -388,7 +388,7 @@ def optimality_gap(problem: Problem, point: AnyPoint) -> jax.Array:
         raise ValueError("the gap is known for problems of ufm.normalized and ufm.regularized.")
     if problem.decay is None:
         _check_point(problem, point)
-        if losses.says_convex(problem.loss) is False:
+        if losses.is_convex(problem.loss) is False:
             raise ValueError("the gap needs a loss that is convex in the logits, which this one is not.")
         return _normalized_gap(problem, point)
     problem.check_point(point)

@@ -40,15 +40,15 @@ def convex(loss: Callable) -> Callable:
     return loss
 
 
-def is_convex(loss: Callable) -> bool:
+def is_convex(loss: Callable) -> bool | None:
     """Whether a loss is marked by `convex`; for a `functools.partial`, whether it or what it calls is.
 
     Args:
         loss: a function of logits (..., K) and labels (...).
 
     Returns:
-        bool; False where nobody has said so. Cross entropy, label smoothing and the squared
-        error are marked.
+        bool, or None where nobody has said. Cross entropy, label smoothing and the squared error are
+        marked; the focal loss is marked as not convex.
 
     Example:
         >>> ufm.losses.is_convex(ufm.losses.cross_entropy), ufm.losses.is_convex(ufm.losses.focal)
@@ -56,11 +56,6 @@ def is_convex(loss: Callable) -> bool:
 
     Reference: what a convex loss proves of a point is in docs/landscape.md.
     """
-    return bool(says_convex(loss))
-
-
-def says_convex(loss: Callable) -> bool | None:
-    """What `is_convex` says, but None where nobody has said that the loss is convex, or that it is not."""
     while (said := getattr(loss, "is_convex", None)) is None and hasattr(loss, "func"):
         loss = loss.func
     return said

@@ -529,7 +529,7 @@ def _by_value(loss: Loss) -> Loss:
     if not isinstance(loss, functools.partial):
         return loss
     keywords = tuple(sorted(loss.keywords.items()))
-    equal = _Partial(loss.func, loss.args, keywords, losses.says_convex(loss))
+    equal = _Partial(loss.func, loss.args, keywords, losses.is_convex(loss))
     try:
         hash(equal)
     except TypeError:  # Parameters that are arrays, perhaps traced.

@@ -93,6 +93,7 @@ SLOW = (
     "metric",
     "minority-collapse",
     "optimizers",
+    "rates",
     "regularized-minima",
     "softmax-codes",
     "table2",

@@ -5,18 +5,18 @@ sphere. `riemannian_sgd` is its sibling on the manifold, where gradient and mome
 Parameters are pytrees; every vector along `axis` of every leaf is one point. To constrain some leaves only,
 wrap a link of a chain in `optax.masked`; of a whole optimizer, such as `riemannian_sgd`, make a part of
 `optax.partition`, since what is masked would leave the gradients of the others as they are. Here it is the
-kernel of a Flax layer, (d, K), whose columns are the classes; PyTorch's (K, d) has them as rows, as the
-default says:
+kernel of a Flax layer, (inputs, outputs), with a vector for each output as a column; PyTorch's weights have
+them as rows, as the default says:
 
-    >>> is_classes = {"encoder": False, "head": {"kernel": True, "bias": False}}
-    >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(axis=0), is_classes)
+    >>> is_direction = {"encoder": False, "head": {"kernel": True, "bias": False}}
+    >>> on_sphere = optax.masked(ufm.transforms.project_to_sphere(axis=0), is_direction)
     >>> optimizer = optax.chain(optax.sgd(0.05, momentum=0.9), on_sphere)
     >>> sibling = optax.partition(
     ...     {
     ...         True: ufm.transforms.riemannian_sgd(0.05, momentum=0.9, axis=0),
     ...         False: optax.sgd(0.05, momentum=0.9),
     ...     },
-    ...     is_classes,
+    ...     is_direction,
     ... )
 
 `optax.inject_hyperparams` needs `static_args=("axis", "accumulator_dtype")`, as far as they are arguments.
