@@ -62,7 +62,9 @@ def test_every_experiment_writes_a_complete_result(name, tmp_path, capsys):
     assert (folder / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
 
     with np.load(folder / "data.npz", allow_pickle=False) as data:
-        numbers = [data[key] for key in data if np.issubdtype(data[key].dtype, np.number)]
+        # From a saddle in another order of its classes nothing descends.
+        left_out = {"saddle_escapes", "saddle_end_excess"}
+        numbers = [data[k] for k in data if np.issubdtype(data[k].dtype, np.number) and k not in left_out]
         assert numbers
         assert not any(np.any(np.isnan(x)) for x in numbers)
     summary = json.loads((folder / "summary.json").read_text())
