@@ -13,7 +13,7 @@ Recognition*, CVPR 2016. The stem for 32x32 images, one 3x3 convolution without 
 paper's reference [4].
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -217,8 +217,8 @@ class ResNet(nnx.Module):
         _checks.positive_scalar("tau", tau)
         if dtype not in (jnp.float32, jnp.bfloat16):
             raise ValueError(f"dtype must be float32 or bfloat16, but is {dtype!r}.")
-        one_of("architecture", architecture, ARCHITECTURES)
-        one_of("head", head, ("normalized", "plain"))
+        _checks.one_of("architecture", architecture, ARCHITECTURES)
+        _checks.one_of("head", head, ("normalized", "plain"))
         block, sizes = ARCHITECTURES[architecture]
         self.stem = Conv(channels, width, 3, 1, rngs=rngs)
         self.stem_norm = BatchNorm(width, batch_parts)
@@ -272,8 +272,3 @@ class ResNet(nnx.Module):
             features = self.tau[...] * normalize(features)
         logits = jnp.matmul(features, self.W[...].T)
         return (logits if self.bias is None else logits + self.bias[...]), features
-
-
-def one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")

@@ -55,8 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "decay_every", "data_parallel"):
             _checks.count(name, getattr(self, name), 1)
-        resnet.one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
-        resnet.one_of("precision", self.precision, get_args(Precision))
+        _checks.one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
+        _checks.one_of("precision", self.precision, get_args(Precision))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Setup:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        resnet.one_of("model", self.model, MODELS)
+        _checks.one_of("model", self.model, MODELS)
 
 
 class Samples(NamedTuple):

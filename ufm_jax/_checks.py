@@ -5,7 +5,7 @@ Values known only at run time (tracers under `jit` or `vmap`) cannot be checked 
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -122,6 +122,12 @@ def count(name: str, value: Any, low: int) -> None:
 
 def within(name: str, value: Any, low: float, high: float) -> None:
     _require(name, value, lambda x: (x >= low) & (x <= high), f"lie between {low} and {high}")
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    """Of a word, that it is one of the `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
 
 
 def scalar(name: str, value: Any) -> None:

@@ -689,23 +689,27 @@ def _scaled_logit_gradient(problem: Problem, point: AnyPoint) -> tuple[jax.Array
     logarithm; the first of the two is right where the second, and G, have underflowed.
     """
     scores = problem.scores(point)
-    G = jax.grad(problem.mean_loss)(scores)
     if problem.loss is not losses.cross_entropy:
+        G = jax.grad(problem.mean_loss)(scores)
         unit = _nonzero(jax.lax.stop_gradient(jnp.max(jnp.abs(G))))
         return G / unit, unit
-    labels = problem.labels
-    targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, problem.num_classes, dtype=G.dtype)
+    targets = problem.labels
+    if targets.ndim == 1:
+        targets = jax.nn.one_hot(targets, problem.num_classes)
+    targets = targets.astype(scores.dtype)
+    log_p = jax.nn.log_softmax(scores)
+    differences = jnp.exp(log_p) - targets
     is_label = targets == 1
     is_of_a_class = jnp.any(is_label, axis=1, keepdims=True)
-    of_others = jnp.where(is_label, -jnp.inf, jax.nn.log_softmax(scores))
-    sizes = jnp.where(is_of_a_class, of_others, jnp.log(len(scores) * jnp.abs(G)))
+    of_others = jnp.where(is_label, -jnp.inf, log_p)
+    sizes = jnp.where(is_of_a_class, of_others, jnp.log(jnp.abs(differences)))
     largest = jax.lax.stop_gradient(jnp.max(sizes))
     largest = jnp.where(largest > -jnp.inf, largest, 0)  # All targets are soft, and met.
-    unit = jnp.exp(largest) / len(scores)
+    unit = jnp.exp(largest)
     others = jnp.exp(of_others - largest)
     # The rows sum to zero, and 1 - p loses the digits that the other classes' probabilities have.
     of_a_class = jnp.where(is_label, -jnp.sum(others, axis=1, keepdims=True), others)
-    return jnp.where(is_of_a_class, of_a_class, G / _nonzero(unit)), unit
+    return jnp.where(is_of_a_class, of_a_class, differences / _nonzero(unit)), unit / len(scores)
 
 
 def _multipliers(point: AnyPoint, G: jax.Array) -> Multipliers:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ufm_jax import _checks
 from ufm_jax.riemannian.line_search import Adaptive, LineSearch, check_search
 from ufm_jax.riemannian.manifolds import Tree
 from ufm_jax.riemannian.minimize import Iterate, Solver, iterate_at
@@ -53,9 +54,7 @@ class ConjugateGradient(Solver):
 
     def __post_init__(self) -> None:
         check_search(self.line_search)
-        if self.beta_rule not in _BETA_RULES:
-            allowed = ", ".join(_BETA_RULES)
-            raise ValueError(f"beta_rule must be one of {allowed}, but is {self.beta_rule!r}.")
+        _checks.one_of("beta_rule", self.beta_rule, _BETA_RULES)
 
     def init(self, objective: Objective, point: Tree) -> ConjugateGradientState:
         iterate = iterate_at(objective, objective.evaluate(point))
