@@ -496,7 +496,7 @@ def test_what_does_not_fit_is_said_before_all_batches_are_made():
         ({"W": np.ones((3, 5))}, r"W must have shape \(3, 4\), but has shape \(3, 5\)"),
         ({"W": np.ones((3, 4)), "bias": np.ones(4)}, "bias must have an entry a class, 3"),
         ({"bias": np.ones(3)}, "bias needs W"),
-        ({"absent": "drop"}, "absent must be 'error' or 'skip'"),
+        ({"absent": "drop"}, "absent must be one of error, skip"),
     ]:
         made.clear()
         with pytest.raises(ValueError, match=message):

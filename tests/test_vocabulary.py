@@ -422,10 +422,12 @@ def test_absent_classes_need_known_labels_and_two_classes():
     features, labels = np.eye(3), np.array([0, 0, 0])
     with pytest.raises(ValueError, match="at least two classes need a sample, but only 1 of 5 do"):
         metrics.nc1(features, labels, 5, absent="skip")
-    with pytest.raises(ValueError, match="absent must be 'error' or 'skip', but is 'ignore'"):
+    with pytest.raises(ValueError, match="absent must be one of error, skip, but is 'ignore'"):
         metrics.nc1(features, labels, 5, absent="ignore")
-    with pytest.raises(ValueError, match="global_mean must be 'samples' or 'classes', but is 'all'"):
+    with pytest.raises(ValueError, match="global_mean must be one of samples, classes, but is 'all'"):
         metrics.nc1(features, labels + np.arange(3), 3, global_mean="all")
+    with pytest.raises(ValueError, match="kernel must be one of log, distance, but is 'square'"):
+        metrics.uniformity(features, kernel="square")
     with pytest.raises(ValueError, match="absent='skip' needs labels that are known"):
         jax.jit(lambda y: metrics.nc1(features, y, 5, absent="skip"))(labels)
 

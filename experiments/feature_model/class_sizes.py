@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 import ufm_jax as ufm
-from experiments.harness import chunks
+from experiments.harness import chunks, tables
 from experiments.harness.experiment import (
     Claim,
     Data,
@@ -183,16 +183,17 @@ def table(config: Config, data: Data) -> str:
     """Iterations by weights, solver and temperature, and the multipliers against the sizes."""
     columns = [(t, s) for t in range(len(config.tau)) for s in SOLVERS]
     header = ["weight of w_k", *(f"{SOLVERS[s]}, tau = {config.tau[t]:g}" for t, s in columns)]
-    rows = [header, ["---"] * len(header)]
-    for i, words in enumerate(WEIGHTS.values()):
-        rows.append([words, *(step_in_words(np.median(data[s][t, i])) for t, s in columns)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    rows = [
+        [words, *(step_in_words(np.median(data[s][t, i])) for t, s in columns)]
+        for i, words in enumerate(WEIGHTS.values())
+    ]
     relative = weights_of(config, data["alpha"], data["beta"]).W[:, -1, :, 0]
-    header = ["n_k", *map(str, config.samples_per_class)]
-    lines += ["", "| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
-    for tau, row in zip(config.tau, relative, strict=True):
-        lines.append(f"| alpha_k, tau = {tau:g} | " + " | ".join(f"{x:.2f}" for x in row) + " |")
-    return "\n".join(lines)
+    multipliers = [
+        [f"alpha_k, tau = {tau:g}", *(f"{x:.2f}" for x in row)]
+        for tau, row in zip(config.tau, relative, strict=True)
+    ]
+    sizes = ["n_k", *map(str, config.samples_per_class)]
+    return f"{tables.table(header, rows)}\n\n{tables.table(sizes, multipliers)}"
 
 
 def plot(config: Config, data: Data) -> Figure:

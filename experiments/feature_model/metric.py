@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.feature_model import near_collapse, two_models
-from experiments.harness import chunks, plotting
+from experiments.harness import chunks, plotting, tables
 from experiments.harness.experiment import (
     Claim,
     Data,
@@ -295,20 +295,19 @@ def _gain(data: Data) -> Claim:
 def table(config: Config, data: Data) -> str:
     """Iterations until NC1 < 1e-6 in every setting, under every solver and by the best fixed step."""
     header = ["model", "decay", "fixed step, predicted", *SOLVERS.values()]
-    rows = [header, ["---"] * len(header)]
 
     def row(model: str, name: str, decay: str, at: Any) -> list[str]:
         measured = [iterations(data, model, solver)[at] for solver in SOLVERS]
         fixed = by_fixed_step(data[f"predicted_{model}"][at])
         return [name, decay, f"{fixed:.0f}", *map(step_in_words, measured)]
 
-    rows += [row("normalized", f"normalized, {metric}", "", m) for m, metric in enumerate(METRICS)]
+    rows = [row("normalized", f"normalized, {metric}", "", m) for m, metric in enumerate(METRICS)]
     for p, place in enumerate(PLACES):
         rows += [
             row("regularized", f"regularized, {place}", f"{decay:g}", (p, i))
             for i, decay in enumerate(config.decay)
         ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return tables.table(header, rows)
 
 
 def plot(config: Config, data: Data) -> Figure:

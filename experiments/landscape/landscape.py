@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 import ufm_jax as ufm
-from experiments.harness import chunks, plotting
+from experiments.harness import chunks, plotting, tables
 from experiments.harness.experiment import (
     Claim,
     Data,
@@ -474,11 +474,11 @@ def plot(config: Config, data: Data) -> Figure:
 
 def table(config: Config, data: Data) -> str:
     """The saddles of each setting in Markdown: how many, their curvatures, and their least index."""
-    lines = [
-        "| problem | tau | saddles | constructed curvature | smallest eigenvalue | least index "
-        "| Proposition 2 positive |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    header = [
+        *("problem", "tau", "saddles", "constructed curvature", "smallest eigenvalue", "least index"),
+        "Proposition 2 positive",
     ]
+    rows = []
     for size, tau in itertools.product(_sizes(config), config.tau):
         here = _in_setting(data, size, tau)
         if here.any():
@@ -487,8 +487,8 @@ def table(config: Config, data: Data) -> str:
             least = data["saddle_index"][here].min()
             paper = data["saddle_proposition_2"][here]
             positive = "-" if np.isnan(paper).all() else np.sum(paper >= 0)
-            lines.append(f"| {' | '.join(map(str, [size, tau, here.sum(), *cells, least, positive]))} |")
-    return "\n".join(lines)
+            rows.append([size, tau, here.sum(), *cells, least, positive])
+    return tables.table(header, rows)
 
 
 def _in_setting(data: Data, size: Size, tau: float) -> np.ndarray:

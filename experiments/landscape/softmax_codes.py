@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
-from experiments.harness import chunks, plotting
+from experiments.harness import chunks, plotting, tables
 from experiments.harness.experiment import (
     Claim,
     Data,
@@ -233,19 +233,25 @@ def _by_classes(data: Data, chosen: np.ndarray, values: np.ndarray) -> str:
 
 def table(config: Config, data: Data) -> str:
     """What was found at the largest temperature, beside the packing."""
-    lines = [
-        "| d | K | smallest angle | packing | one-vs-rest distance | 1 - cos(packing) | GNC3 | starts |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    header = (
+        "d",
+        "K",
+        "smallest angle",
+        "packing",
+        "one-vs-rest distance",
+        "1 - cos(packing)",
+        "GNC3",
+        "starts",
+    )
+    rows = []
     for i, (K, d) in enumerate(zip(data["num_classes"], data["dim"], strict=True)):
         angle = data["packing_angle"][i]
         hits = np.sum(data["soft_margin"][i, -1] >= data["best_soft_margin"][i, -1] - 1e-8)
-        lines.append(
-            f"| {d} | {K} | {np.degrees(data['best_angle'][i, -1]):.4f} | {np.degrees(angle):.4f} "
-            f"| {data['gnc2'][i, -1]:.6f} | {1 - np.cos(angle):.6f} | {data['gnc3'][i, -1]:.1e} "
-            f"| {hits} of {config.trials} |"
-        )
-    return "\n".join(lines)
+        angles = [f"{np.degrees(x):.4f}" for x in (data["best_angle"][i, -1], angle)]
+        distances = [f"{x:.6f}" for x in (data["gnc2"][i, -1], 1 - np.cos(angle))]
+        gnc3 = f"{data['gnc3'][i, -1]:.1e}"
+        rows.append([d, K, *angles, *distances, gnc3, f"{hits} of {config.trials}"])
+    return tables.table(header, rows)
 
 
 def plot(config: Config, data: Data) -> Figure:

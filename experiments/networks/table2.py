@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.harness import tables
 from experiments.harness.experiment import Claim, Data, Progress
 from experiments.harness.store import Network
 from experiments.networks import two_models
@@ -103,17 +104,17 @@ def plot(config: Config, data: Data) -> Figure:
 def table(config: Config, data: Data) -> str:
     """The table in Markdown, beside the paper's numbers where it prints them."""
     papers = all(_is_the_papers(config, architecture) for architecture in config.architecture)
-    head, rule = "| network | test accuracy | test NC1 |", "| --- | ---: | ---: |"
+    header = ["network", "test accuracy", "test NC1"]
     if papers:
-        head, rule = f"{head} paper: accuracy | paper: NC1 |", f"{rule} ---: | ---: |"
-    lines = [head, rule]
+        header += ["paper: accuracy", "paper: NC1"]
+    rows = []
     for architecture in config.architecture:
         for model in ("regularized", "normalized"):
             name = f"{model}_{architecture}"
-            rows = [_final(data, name), *([PAPER[name]] if papers else [])]
-            numbers = " | ".join(f"{accuracy:.1%} | {nc1:.3f}" for accuracy, nc1 in rows)
-            lines.append(f"| {two_models.TITLES[architecture]}, {model} | {numbers} |")
-    return "\n".join(lines)
+            measured = [_final(data, name), *([PAPER[name]] if papers else [])]
+            cells = [cell for accuracy, nc1 in measured for cell in (f"{accuracy:.1%}", f"{nc1:.3f}")]
+            rows.append([f"{two_models.TITLES[architecture]}, {model}", *cells])
+    return tables.table(header, rows)
 
 
 def _final(data: Data, name: str) -> tuple[float, float]:

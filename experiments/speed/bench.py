@@ -18,7 +18,7 @@ from matplotlib.ticker import NullLocator
 
 import ufm_jax as ufm
 from experiments.feature_model import fig9, two_models
-from experiments.harness import plotting
+from experiments.harness import plotting, tables
 from experiments.harness.experiment import Claim, Data, Progress, check_fields, part
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed.measuring import counted_products, seconds_of, take_turns
@@ -335,30 +335,40 @@ def claims(config: Config, data: Data) -> list[Claim]:
 
 def table(config: Config, data: Data) -> str:
     """The comparison in Markdown."""
-    lines = [
+    conditions = (
         f"K={config.num_classes}, n={config.samples_per_class}, d={config.dim}, {config.dtype}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}; medians of {config.rounds} interleaved "
-        f"rounds; product peak {np.median(data['peak_flops']) / 1e9:.0f} GFLOP/s.",
-        "",
-        "| | steps | ours, ms a trial | pymanopt, ms | ratio | products | share of peak | compile, s "
-        "| pymanopt's, s | costs differ by |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"rounds; product peak {np.median(data['peak_flops']) / 1e9:.0f} GFLOP/s."
+    )
+    header = [
+        *("", "steps", "ours, ms a trial", "pymanopt, ms", "ratio", "products", "share of peak"),
+        *("compile, s", "pymanopt's, s", "costs differ by"),
     ]
     shares = shares_of_peak(config, data)
-    for i, name in enumerate(data["solver"]):
-        lines.append(
-            f"| {str(name).replace('_', ' ')} | {data['steps'][i]} "
-            f"| {1e3 * np.median(data['seconds'][i]):.1f} "
-            f"| {1e3 * np.median(data['pymanopt_seconds'][i]):.0f} | {ratios(data)[i]:.1f} "
-            f"| {data['products'][i]:.1f} | {shares[i]:.0%} | {data['compile_seconds'][i]:.1f} "
-            f"| {data['pymanopt_compile_seconds'][i]:.1f} | {data['cost_difference'][i]:.0e} |"
-        )
-    lines.append(
-        f"| figure 9's grid | {config.grid_steps} | {1e3 * np.median(data['grid_seconds']):.0f} in all "
-        f"| {1e3 * np.median(data['grid_pymanopt_seconds']):.0f} in all | {grid_ratio(data):.0f} | | "
-        f"| {data['grid_compile_seconds']:.1f} | | |"
-    )
-    return "\n".join(lines)
+    rows = [
+        [
+            str(name).replace("_", " "),
+            data["steps"][i],
+            f"{1e3 * np.median(data['seconds'][i]):.1f}",
+            f"{1e3 * np.median(data['pymanopt_seconds'][i]):.0f}",
+            f"{ratios(data)[i]:.1f}",
+            f"{data['products'][i]:.1f}",
+            f"{shares[i]:.0%}",
+            f"{data['compile_seconds'][i]:.1f}",
+            f"{data['pymanopt_compile_seconds'][i]:.1f}",
+            f"{data['cost_difference'][i]:.0e}",
+        ]
+        for i, name in enumerate(data["solver"])
+    ]
+    grid = [
+        "figure 9's grid",
+        config.grid_steps,
+        f"{1e3 * np.median(data['grid_seconds']):.0f} in all",
+        f"{1e3 * np.median(data['grid_pymanopt_seconds']):.0f} in all",
+        f"{grid_ratio(data):.0f}",
+        *("", "", f"{data['grid_compile_seconds']:.1f}", "", ""),
+    ]
+    return f"{conditions}\n\n{tables.table(header, [*rows, grid])}"
 
 
 def plot(config: Config, data: Data) -> Figure:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
+from experiments.harness import tables
 from experiments.harness.experiment import Claim, Data, Progress, check_fields, part
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed import bench_networks
@@ -166,17 +167,16 @@ def table(config: Config, data: Data) -> str:
     vocabulary = float(data["vocabulary_seconds"])
     epoch, metrics = (1e3 * float(np.median(data[f"{x}_seconds"])) for x in ("epoch", "metrics"))
     samples = config.words * config.samples_per_word
-    return "\n".join(
+    everything = f"K = {config.words}, d = {config.word_dim}, N = {samples}, float32{_without(config)}"
+    return tables.table(
+        ["what", "time"],
         [
-            "| what | time |",
-            "| --- | --- |",
-            f"| NC1, K = {config.num_classes}, d = {config.dim}, float64 | {seconds['nc1']:.2f} s |",
-            f"| the same with NumPy | {seconds['nc1_numpy']:.2f} s |",
-            f"| an epoch of 1024 images, ResNet-18 | {epoch:.0f} ms |",
-            f"| all metrics of their features, float64 | {metrics:.0f} ms |",
-            f"| all metrics of K = {config.words}, d = {config.word_dim}, N = {samples}, "
-            f"float32{_without(config)} | {vocabulary:.0f} s |",
-        ]
+            [f"NC1, K = {config.num_classes}, d = {config.dim}, float64", f"{seconds['nc1']:.2f} s"],
+            ["the same with NumPy", f"{seconds['nc1_numpy']:.2f} s"],
+            ["an epoch of 1024 images, ResNet-18", f"{epoch:.0f} ms"],
+            ["all metrics of their features, float64", f"{metrics:.0f} ms"],
+            [f"all metrics of {everything}", f"{vocabulary:.0f} s"],
+        ],
     )
 
 

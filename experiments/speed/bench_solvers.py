@@ -17,6 +17,7 @@ import optax
 from matplotlib.figure import Figure
 
 import ufm_jax as ufm
+from experiments.harness import tables
 from experiments.harness.experiment import Claim, Data, Progress, check_fields, check_one_for_each, part
 from experiments.harness.experiment import Config as BaseConfig
 
@@ -349,14 +350,12 @@ def claims(config: Config, data: Data) -> list[Claim]:
 def table(config: Config, data: Data) -> str:
     """The comparison in Markdown."""
     settings = list(zip(config.num_classes, config.samples_per_class, config.dim, strict=True))
-    lines = [
+    conditions = (
         f"Gradient norm {config.tolerance:g}, tau={config.tau:g}, {config.dtype}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}; medians of up to {config.rounds} turns, "
-        "compiled before; in brackets steps.",
-        "",
-        "| | " + " | ".join(f"K={k}, n={n}, d={d}" for k, n, d in settings) + " |",
-        "| --- |" + " ---: |" * len(settings),
-    ]
+        "compiled before; in brackets steps."
+    )
+    rows = []
     seconds = _medians(data)
     for j, name in enumerate(data["contender"]):
         cells = [
@@ -365,7 +364,9 @@ def table(config: Config, data: Data) -> str:
             else f"norm {data['norm'][i, j]:.1e} after {data['steps'][i, j]} steps"
             for i in range(len(settings))
         ]
-        lines.append(f"| {str(name).replace('_', ' ')} | " + " | ".join(cells) + " |")
+        rows.append([str(name).replace("_", " "), *cells])
+    header = ["", *(f"K={k}, n={n}, d={d}" for k, n, d in settings)]
+    lines = [conditions, "", tables.table(header, rows)]
     absent = [
         peer for peer in ("pymanopt", "geojax") if not any(peer in name for name in data["contender"])
     ]

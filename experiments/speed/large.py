@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import ufm_jax as ufm
 from experiments.feature_model.two_models import SolverName
-from experiments.harness import plotting
+from experiments.harness import plotting, tables
 from experiments.harness.experiment import Claim, Data, Progress, check_fields
 from experiments.harness.experiment import Config as BaseConfig
 from experiments.speed import roofline
@@ -228,10 +228,17 @@ def _gib(size: Any) -> str:
 
 def table(config: Config, data: Data) -> str:
     """The run by step, its speed, and what the same step costs on paper elsewhere."""
+    header = ["step", "loss above minimum", "gradient norm", "accuracy", "NC1", "NC2", "NC3"]
     rows = [
-        f"| {step} | {data['loss'][step] - data['minimum']:.3g} | {data['gradient_norm'][step]:.2e} "
-        f"| {data['accuracy'][step]:.4f} | {data['nc1'][step]:.3g} | {data['nc2'][step]:.4f} "
-        f"| {data['nc3'][step]:.4f} |"
+        [
+            step,
+            f"{data['loss'][step] - data['minimum']:.3g}",
+            f"{data['gradient_norm'][step]:.2e}",
+            f"{data['accuracy'][step]:.4f}",
+            f"{data['nc1'][step]:.3g}",
+            f"{data['nc2'][step]:.4f}",
+            f"{data['nc3'][step]:.4f}",
+        ]
         for step in sorted({0, *range(4, config.steps, 4), config.steps})
     ]
     rate, peak = (float(np.median(data[name])) / 1e9 for name in ("gradient_flops", "peak_flops"))
@@ -245,9 +252,7 @@ def table(config: Config, data: Data) -> str:
     )
     return "\n".join(
         [
-            "| step | loss above minimum | gradient norm | accuracy | NC1 | NC2 | NC3 |",
-            "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *rows,
+            tables.table(header, rows),
             "",
             f"K = {config.num_classes}, N = {samples}, d = {config.dim}, {config.dtype}, "
             f"{config.solver.replace('_', ' ')}, {int(data['devices'])} devices. "

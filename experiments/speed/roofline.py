@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from experiments.harness import tables
+
 GRADIENT_PRODUCTS = 4
 """Products of a cost and then its gradient, in blocks: the gradient makes the logits again."""
 HESSIAN_PRODUCTS = 7
@@ -136,27 +138,27 @@ def fewest_devices(size: Size, machine: Machine, solver: str = "conjugate_gradie
 
 def table(sizes: Sequence[Size], many: int = 256) -> str:
     """What fits where, in Markdown: steps of conjugate gradient on the fewest devices and on many."""
-    lines = [
-        "| K | N | d | device | devices | GB each | TFLOP each | arithmetic, s | memory, s | links, s |",
-        "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    header = [
+        *("K", "N", "d", "device", "devices", "GB each", "TFLOP each"),
+        *("arithmetic, s", "memory, s", "links, s"),
     ]
+    rows = []
     for size in sizes:
         for machine in MACHINES:
-            head = f"| {_size(size)} | {machine.name} "
             fewest = fewest_devices(size, machine)
             if fewest is None:
-                lines.append(f"{head}| more than {machine.most} | | | | | |")
+                rows.append([*_size(size), machine.name, f"more than {machine.most}"])
                 continue
             for devices in sorted({fewest, max(fewest, many)}):
                 cost = step(dataclasses.replace(size, devices=devices))
-                times = " | ".join(f"{x:.2g}" for x in cost.seconds(machine).values())
-                memory, flops = cost.memory / 1e9, cost.flops / 1e12
-                lines.append(f"{head}| {devices} | {memory:.3g} | {flops:.3g} | {times} |")
-    return "\n".join(lines)
+                memory, flops = f"{cost.memory / 1e9:.3g}", f"{cost.flops / 1e12:.3g}"
+                times = [f"{x:.2g}" for x in cost.seconds(machine).values()]
+                rows.append([*_size(size), machine.name, str(devices), memory, flops, *times])
+    return tables.table(header, rows)
 
 
-def _size(size: Size) -> str:
-    return f"{size.num_classes:,} | {_power(size.samples)} | {size.dim:,}"
+def _size(size: Size) -> list[str]:
+    return [f"{size.num_classes:,}", _power(size.samples), f"{size.dim:,}"]
 
 
 def _power(count: int) -> str:

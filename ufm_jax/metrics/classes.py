@@ -8,7 +8,7 @@ Variance*, American Statistician 1983.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ def whole(
     kept = kept_classes(counts, absent)
     if len(kept) < num_classes:
         labels = jnp.searchsorted(kept, labels).astype(jnp.int32)
-    one_of("global_mean", global_mean, GlobalMean)
+    _checks.one_of("global_mean", global_mean, get_args(GlobalMean))
     dtype, features = features.dtype, widen(features)
     centres, apart = _centres_and_deviations(features, labels, len(kept), global_mean)
     return Whole(features, labels, centres, apart, kept, dtype)
@@ -180,7 +180,7 @@ def _centres_and_deviations(
 
 def kept_classes(counts: jax.Array | np.ndarray, absent: Absent) -> np.ndarray:
     """The classes that are measured, (K',): all, or those with a sample, of which there must be two."""
-    one_of("absent", absent, Absent)
+    _checks.one_of("absent", absent, get_args(Absent))
     if not _checks.is_concrete(counts):
         if absent == "skip":
             raise ValueError("absent='skip' needs labels that are known, but here they are traced.")
@@ -192,13 +192,6 @@ def kept_classes(counts: jax.Array | np.ndarray, absent: Absent) -> np.ndarray:
     elif len(kept) < 2:
         raise ValueError(f"at least two classes need a sample, but only {len(kept)} of {len(counts)} do.")
     return kept
-
-
-def one_of(name: str, value: object, options: object) -> None:
-    """Checks an option that is a word."""
-    words = options.__args__  # type: ignore[attr-defined]
-    if value not in words:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, words))}, but is {value!r}.")
 
 
 def labelled(

@@ -15,15 +15,16 @@ References: Papyan, Han, Donoho, *Prevalence of Neural Collapse during the Termi
 Training*, PNAS 2020.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from ufm_jax import _checks
 from ufm_jax._products import root
 from ufm_jax.metrics import pairs
-from ufm_jax.metrics.classes import Absent, GlobalMean, one_of, scaled, vectors_of, whole, widen
+from ufm_jax.metrics.classes import Absent, GlobalMean, scaled, vectors_of, whole, widen
 
 Kernel = Literal["log", "distance"]
 """Of two directions: `log(1 / distance)` or the distance."""
@@ -166,7 +167,7 @@ def uniformity(vectors: ArrayLike, *, kernel: Kernel = "log") -> Uniformity:
     References: Liu et al., *Generalizing and Decoupling Neural Collapse via Hyperspherical Uniformity Gap*,
     ICLR 2023; Wu, Papyan, *Linguistic Collapse*, NeurIPS 2024.
     """
-    one_of("kernel", kernel, Kernel)
+    _checks.one_of("kernel", kernel, get_args(Kernel))
     vectors = vectors_of("vectors", vectors)
     found = pairs.angles(widen(vectors))
     values = (

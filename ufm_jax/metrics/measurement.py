@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -296,7 +296,7 @@ def measured(
         W = None if W is None else _finite("W", _checks.array("W", W))
         bias = None if bias is None else _finite("bias", _checks.array("bias", bias))
     outside = None if outside is None else _finite("outside", _checks.matrix("outside", outside))
-    classes.one_of("absent", absent, classes.Absent)
+    _checks.one_of("absent", absent, get_args(classes.Absent))
     first = None
     for features, labels in _each(batches, "first", progress, dtype):
         with _in(dtype):
