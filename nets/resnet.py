@@ -13,6 +13,7 @@ Recognition*, CVPR 2016. The stem for 32x32 images, one 3x3 convolution without 
 paper's reference [4].
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -26,6 +27,14 @@ from ufm_jax.riemannian.manifolds import normalize
 
 Architecture = Literal["resnet18", "resnet34", "resnet50"]
 Head = Literal["normalized", "plain"]
+Initialization = Literal["he", "pytorch"]
+
+KERNELS: dict[str, nnx.Initializer] = {
+    "he": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "pytorch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
+"""How convolutions start: from He's normal initialization with the fan of the outputs, as in PyTorch's own
+residual networks, or from the default of PyTorch's layer, six times smaller in variance."""
 
 
 class Temperature(nnx.Variable):
@@ -35,9 +44,16 @@ class Temperature(nnx.Variable):
 class Conv(nnx.Module):
     """Convolution without bias, zero padding `size // 2` on every side; images are (B, H, W, C)."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
-        # He's normal initialization with the fan of the outputs, as in PyTorch's own residual networks.
-        initialize = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        *,
+        initialize: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = nnx.Param(initialize(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.stride = stride
 
@@ -108,13 +124,23 @@ class Block(nnx.Module):
 
     expansion: int
 
-    def __init__(self, inputs: int, channels: int, stride: int, parts: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        stride: int,
+        parts: int,
+        *,
+        initialize: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
         shapes = self._convolutions(inputs, channels, stride)
-        self.convs = nnx.List([Conv(*shape, rngs=rngs) for shape in shapes])
+        conv = functools.partial(Conv, initialize=initialize, rngs=rngs)
+        self.convs = nnx.List([conv(*shape) for shape in shapes])
         self.norms = nnx.List([BatchNorm(outputs, parts) for _, outputs, _, _ in shapes])
         outputs = self.expansion * channels
         changes_shape = stride != 1 or inputs != outputs
-        self.shortcut = Conv(inputs, outputs, 1, stride, rngs=rngs) if changes_shape else None
+        self.shortcut = conv(inputs, outputs, 1, stride) if changes_shape else None
         self.shortcut_norm = BatchNorm(outputs, parts) if changes_shape else None
 
     def __call__(self, x: jax.Array, training: bool | None = None) -> jax.Array:
@@ -186,6 +212,7 @@ class ResNet(nnx.Module):
         bias: bool = False,
         batch_parts: int = 1,
         dtype: DTypeLike = jnp.float32,
+        initialization: Initialization = "he",
         rngs: nnx.Rngs,
     ):
         """Draws the parameters from `rngs`.
@@ -202,6 +229,8 @@ class ResNet(nnx.Module):
                 they must divide it.
             dtype: of the images inside the network, float32 or bfloat16; parameters, statistics, features
                 and logits are float32.
+            initialization: of the convolutions, a name of `KERNELS`; the classifier starts from PyTorch's
+                default.
             rngs: its `params` stream is used.
 
         Raises:
@@ -219,15 +248,19 @@ class ResNet(nnx.Module):
             raise ValueError(f"dtype must be float32 or bfloat16, but is {dtype!r}.")
         _checks.one_of("architecture", architecture, ARCHITECTURES)
         _checks.one_of("head", head, ("normalized", "plain"))
+        _checks.one_of("initialization", initialization, KERNELS)
         block, sizes = ARCHITECTURES[architecture]
-        self.stem = Conv(channels, width, 3, 1, rngs=rngs)
+        initialize = KERNELS[initialization]
+        self.stem = Conv(channels, width, 3, 1, initialize=initialize, rngs=rngs)
         self.stem_norm = BatchNorm(width, batch_parts)
         self.dtype = dtype
         blocks, inputs = [], width
         for stage, size in enumerate(sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(block(inputs, width * 2**stage, stride, batch_parts, rngs=rngs))
+                blocks.append(
+                    block(inputs, width * 2**stage, stride, batch_parts, initialize=initialize, rngs=rngs)
+                )
                 inputs = block.expansion * width * 2**stage
         self.blocks = nnx.List(blocks)
         self.dim = inputs

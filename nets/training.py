@@ -51,12 +51,15 @@ class Recipe:
     """Statistics of the whole batch, or of each device's part; the devices must then divide every batch."""
     precision: Precision = "float32"
     """Of the network's products, and with bfloat16 of its images; all else is float32."""
+    initialization: resnet.Initialization = "he"
+    """How convolutions start, one of `resnet.KERNELS`."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "decay_every", "data_parallel"):
             _checks.count(name, getattr(self, name), 1)
         _checks.one_of("batch_norm", self.batch_norm, get_args(BatchNorm))
         _checks.one_of("precision", self.precision, get_args(Precision))
+        _checks.one_of("initialization", self.initialization, resnet.KERNELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +247,7 @@ def _network(setup: Setup, data: Samples, key: jax.Array, tau: Any) -> ResNet:
         bias=setup.released,
         batch_parts=setup.recipe.data_parallel if setup.recipe.batch_norm == "replica" else 1,
         dtype=jnp.bfloat16 if setup.recipe.precision == "bfloat16" else jnp.float32,
+        initialization=setup.recipe.initialization,
         rngs=nnx.Rngs(params=key),
     )
 

@@ -225,6 +225,22 @@ def test_batches_that_do_not_fit_are_one_sentence():
         network(np.ones((4, 8, 8, 3), complex))
 
 
+def test_convolutions_start_as_in_pytorch():
+    """The kept weights are those of PyTorch's own layers, by their default."""
+    theirs = under("weights/", pytorch_numbers.kept())
+    architecture, width, image, _ = KEPT
+    start = functools.partial(ResNet, architecture, CLASSES, width=width, channels=image[-1])
+    he, default = (start(initialization=x, rngs=nnx.Rngs(0)) for x in ("he", "pytorch"))
+    for (name, conv), (_, of_he) in zip(convolutions(default), convolutions(he), strict=True):
+        size, _, inputs, outputs = conv.kernel.shape
+        expected, ours = theirs[f"{name}.weight"], conv.kernel[...]
+        noise = 4 / np.sqrt(ours.size)  # Of a deviation, relative, four times over.
+        assert jnp.max(jnp.abs(ours)) <= size**-1 * inputs**-0.5
+        assert np.max(np.abs(expected)) <= size**-1 * inputs**-0.5
+        assert jnp.std(ours) == pytest.approx(np.std(expected), rel=2 * noise)
+        assert jnp.std(of_he.kernel[...]) == pytest.approx(np.sqrt(2 / outputs) / size, rel=noise)
+
+
 def test_the_normalized_head(key):
     network = ResNet("resnet18", 5, width=4, tau=3.0, rngs=nnx.Rngs(0))
     classify = nnx.jit(lambda network, images: network(images, training=True))
@@ -243,6 +259,7 @@ def test_bad_arguments_are_one_sentence():
         ({"tau": -1.0}, "tau must be positive and finite"),
         ({"tau": jnp.ones(16)}, r"tau must be a scalar, but has shape \(16,\)"),
         ({"dtype": jnp.int32}, "dtype must be float32 or bfloat16, but is"),
+        ({"initialization": "xavier"}, "initialization must be one of he, pytorch, but is 'xavier'"),
     ]:
         with pytest.raises(ValueError, match=message):
             ResNet(**{"architecture": "resnet18", "num_classes": 3, "rngs": nnx.Rngs(0)} | arguments)

@@ -223,6 +223,29 @@ def raising(error):
 DAMAGES = ["truncated", "flipped", "flipped at the end", "empty", "of another network", "shorter"]
 
 
+def _network(record):
+    fields = {f.name: record["network"][f.name] for f in dataclasses.fields(Network)}
+    recipe = training.Recipe(**fields["setup"].pop("recipe"))
+    return Network(**fields | {"setup": training.Setup(**fields["setup"], recipe=recipe)})
+
+
+def test_recorded_networks_keep_their_names():
+    """Later fields are no part of a network that was trained before them."""
+    folder = Path(__file__).parent.parent / "docs" / "record"
+    names = {file.stem for file in (folder / "networks").glob("*.npz")}
+    assert {_network(record).name for record in Store(folder).records()} == names
+    assert names
+
+
+def test_how_convolutions_start_is_part_of_a_network():
+    (record, *_) = Store(Path(__file__).parent.parent / "docs" / "record").records()
+    he = _network(record)
+    recipe = dataclasses.replace(he.setup.recipe, initialization="pytorch")
+    default = dataclasses.replace(he, setup=dataclasses.replace(he.setup, recipe=recipe))
+    assert default.name != he.name
+    assert default.identity["setup"]["recipe"]["initialization"] == "pytorch"
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, damage, capsys):
     whole, _ = tiny(tmp_path, 0.5, 1.0)
@@ -237,10 +260,7 @@ def test_a_damaged_file_is_told_and_its_network_trained_again(tiny, tmp_path, da
         (network,) = [n for n in (Store(tmp_path).records()) if n["network"]["tau"] == 0.5]
         with np.load(files[0]) as arrays:
             history = {name: arrays[name][:-1] for name in arrays.files if name != "network.json"}
-        fields = {f.name: network["network"][f.name] for f in dataclasses.fields(Network)}
-        recipe = training.Recipe(**fields["setup"].pop("recipe"))
-        fields["setup"] = training.Setup(**fields["setup"], recipe=recipe)
-        Store(tmp_path).finish(Network(**fields), network, history)
+        Store(tmp_path).finish(_network(network), network, history)
         content = files[0].read_bytes()
     wanted = {"truncated": content[:-50], "empty": b"", "of another network": files[1].read_bytes()}
     files[0].write_bytes(wanted.get(damage, content))

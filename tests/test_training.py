@@ -114,6 +114,10 @@ def test_two_steps_are_sgd_with_momentum_on_batch_statistics(samples, start):
             "precision must be one of float32, tf32, bfloat16, but",
         ),
         (lambda: training.Recipe(batch_norm="local"), "batch_norm must be one of global, replica, but is"),
+        (
+            lambda: training.Recipe(initialization="xavier"),
+            "initialization must be one of he, pytorch, but is 'xavier'",
+        ),
         (lambda: training.Recipe(batch_size=0), "batch_size must be finite and at least 1, but is 0"),
     ],
 )

@@ -102,7 +102,10 @@ class Network:
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides it, as JSON."""
-        return {"format": FORMAT, "device": jax.default_backend(), **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if self.setup.recipe.initialization == "he":
+            del fields["setup"]["recipe"]["initialization"]
+        return {"format": FORMAT, "device": jax.default_backend(), **fields}
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.harness import plotting
 from experiments.harness.experiment import Config, check_fields
 from experiments.harness.store import Network
-from nets import datasets, training
+from nets import datasets, resnet, training
 from ufm_jax import _checks
 
 
@@ -38,6 +38,9 @@ class NetworkConfig(Config):
     """Batch normalization by statistics of the whole batch, or of each device's part of it (replica)."""
     precision: training.Precision = "float32"
     """Of the products in the networks; all else is float32. tf32 has an effect on GPUs and TPUs alone."""
+    initialization: resnet.Initialization = "he"
+    """How convolutions start: as in PyTorch's own residual networks (he), or as PyTorch's layers do by
+    default and the authors' released networks with them (pytorch)."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints; a run that was stopped continues from the last one."""
     reuse: bool = False
@@ -56,6 +59,7 @@ class NetworkConfig(Config):
             data_parallel=self.data_parallel,
             batch_norm=self.batch_norm,
             precision=self.precision,
+            initialization=self.initialization,
         )
 
 

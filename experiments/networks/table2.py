@@ -127,6 +127,6 @@ def _is_the_papers(config: Config, architecture: str) -> bool:
     """Whether the paper prints numbers of this network, trained in this way."""
     at_paper = Config.at_scale("paper")
     sizes = ("dataset", "samples_per_class", "epochs", "width", "tau", "batch_size")
-    names = (*sizes, "batch_norm", "precision")
+    names = (*sizes, "batch_norm", "precision", "initialization")
     same = all(getattr(config, name) == getattr(at_paper, name) for name in names)
     return same and f"normalized_{architecture}" in PAPER
