@@ -14,6 +14,7 @@ paper's reference [4].
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -129,13 +130,11 @@ class Block(nnx.Module):
         inputs: int,
         channels: int,
         stride: int,
-        parts: int,
         *,
-        initialize: nnx.Initializer,
-        rngs: nnx.Rngs,
+        conv: Callable[[int, int, int, int], Conv],
+        parts: int,
     ):
         shapes = self._convolutions(inputs, channels, stride)
-        conv = functools.partial(Conv, initialize=initialize, rngs=rngs)
         self.convs = nnx.List([conv(*shape) for shape in shapes])
         self.norms = nnx.List([BatchNorm(outputs, parts) for _, outputs, _, _ in shapes])
         outputs = self.expansion * channels
@@ -250,17 +249,15 @@ class ResNet(nnx.Module):
         _checks.one_of("head", head, ("normalized", "plain"))
         _checks.one_of("initialization", initialization, KERNELS)
         block, sizes = ARCHITECTURES[architecture]
-        initialize = KERNELS[initialization]
-        self.stem = Conv(channels, width, 3, 1, initialize=initialize, rngs=rngs)
+        conv = functools.partial(Conv, initialize=KERNELS[initialization], rngs=rngs)
+        self.stem = conv(channels, width, 3, 1)
         self.stem_norm = BatchNorm(width, batch_parts)
         self.dtype = dtype
         blocks, inputs = [], width
         for stage, size in enumerate(sizes):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(
-                    block(inputs, width * 2**stage, stride, batch_parts, initialize=initialize, rngs=rngs)
-                )
+                blocks.append(block(inputs, width * 2**stage, stride, conv=conv, parts=batch_parts))
                 inputs = block.expansion * width * 2**stage
         self.blocks = nnx.List(blocks)
         self.dim = inputs
