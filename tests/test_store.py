@@ -86,7 +86,7 @@ def assert_same(found, expected):
 def changed(value):
     """Another value of the same field."""
     other = {"normalized": "regularized", "resnet18": "resnet34", "global": "replica"}
-    other |= {"float32": "bfloat16", "synthetic": "digits"}
+    other |= {"float32": "bfloat16", "he": "pytorch", "synthetic": "digits"}
     return other[value] if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
 
 
@@ -235,15 +235,6 @@ def test_recorded_networks_keep_their_names():
     names = {file.stem for file in (folder / "networks").glob("*.npz")}
     assert {_network(record).name for record in Store(folder).records()} == names
     assert names
-
-
-def test_how_convolutions_start_is_part_of_a_network():
-    (record, *_) = Store(Path(__file__).parent.parent / "docs" / "record").records()
-    he = _network(record)
-    recipe = dataclasses.replace(he.setup.recipe, initialization="pytorch")
-    default = dataclasses.replace(he, setup=dataclasses.replace(he.setup, recipe=recipe))
-    assert default.name != he.name
-    assert default.identity["setup"]["recipe"]["initialization"] == "pytorch"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

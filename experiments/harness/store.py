@@ -103,7 +103,7 @@ class Network:
     def identity(self) -> dict[str, Any]:
         """All that decides it, as JSON."""
         fields = dataclasses.asdict(self)
-        if self.setup.recipe.initialization == "he":
+        if self.setup.recipe.initialization == "he":  # As of all networks before there was a choice.
             del fields["setup"]["recipe"]["initialization"]
         return {"format": FORMAT, "device": jax.default_backend(), **fields}
 
