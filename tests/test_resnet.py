@@ -260,6 +260,8 @@ def test_bad_arguments_are_one_sentence():
         ({"tau": jnp.ones(16)}, r"tau must be a scalar, but has shape \(16,\)"),
         ({"dtype": jnp.int32}, "dtype must be float32 or bfloat16, but is"),
         ({"initialization": "xavier"}, "initialization must be one of he, pytorch, but is 'xavier'"),
+        ({"initialization": ["he"]}, r"initialization must be one of he, pytorch, but is \['he'\]"),
+        ({"initialization": None}, "initialization must be one of he, pytorch, but is None"),
     ]:
         with pytest.raises(ValueError, match=message):
             ResNet(**{"architecture": "resnet18", "num_classes": 3, "rngs": nnx.Rngs(0)} | arguments)

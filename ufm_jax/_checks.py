@@ -126,7 +126,7 @@ def within(name: str, value: Any, low: float, high: float) -> None:
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
     """Of a word, that it is one of the `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, but is {value!r}.")
 
 
