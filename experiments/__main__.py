@@ -19,8 +19,8 @@ def main() -> int:
         return 2
     except SystemExit as ended:  # Of --help, which has not reached its reader before the flush below.
         return int(ended.code or 0)
-    except KeyboardInterrupt:  # Before there was a run to interrupt.
-        print("\ninterrupted: nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt:  # Where there is no run to go on with.
+        print("\ninterrupted.", file=sys.stderr)
         return 130
 
 

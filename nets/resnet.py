@@ -35,7 +35,8 @@ KERNELS: dict[str, nnx.Initializer] = {
     "pytorch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
 """How convolutions start: from He's normal initialization with the fan of the outputs, as in PyTorch's own
-residual networks, or from the default of PyTorch's layer, six times smaller in variance."""
+residual networks, or from the default of PyTorch's layer, six times smaller in variance where inputs and
+outputs are as many."""
 
 
 class Temperature(nnx.Variable):

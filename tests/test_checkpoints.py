@@ -69,7 +69,12 @@ def test_a_digest_that_differs_is_damage(saved, capsys):
 
 
 @pytest.mark.parametrize(
-    "like", [{"a": np.zeros(2), "b": [np.zeros(1), np.zeros(1)]}, tree(0) | {"c": np.zeros(1)}]
+    "like",
+    [
+        {"a": np.zeros(2), "b": [np.zeros(1), np.zeros(1)]},
+        tree(0) | {"c": np.zeros(1)},
+        {f"other {name}": x for name, x in tree(0).items()},
+    ],
 )
 def test_checkpoints_of_another_layout_are_refused_and_stay(saved, like):
     with pytest.raises(ValueError, match="hold other arrays than this code makes"):

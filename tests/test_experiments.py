@@ -434,18 +434,23 @@ def test_an_interrupt_between_the_two_renames_keeps_the_earlier_result(tmp_path,
     assert (tmp_path / "fig9" / "which").read_text() == "earlier"
 
 
-@pytest.mark.parametrize("what", ["a file", "a link"])
+@pytest.mark.parametrize("what", ["a file", "a link", "other files", "networks"])
 def test_what_is_no_result_is_not_replaced(what, tmp_path, capsys):
+    reason = "it is a file, or a link to nothing"
     if what == "a file":
         (tmp_path / "fig9").write_text("my notes")
-    else:
+    elif what == "a link":
         (tmp_path / "fig9").symlink_to(tmp_path / "nowhere")
+    else:
+        name = "thesis.tex" if what == "other files" else "networks"
+        (tmp_path / "fig9" / name).mkdir(parents=True)
+        (tmp_path / "fig9" / "summary.json").write_text("{}")
+        reason = f"it holds '{name}', which no run writes there"
     code, out, err = main(capsys, "fig9", "--out", tmp_path, *SMALL["fig9"])
     assert (code, out) == (2, "")
-    assert err == (
-        f"error: cannot write results into '{tmp_path}/fig9': it is a file, or a link to nothing.\n"
-    )
+    assert err == (f"error: cannot write results into '{tmp_path}/fig9': {reason}.\n")
     assert [file.name for file in tmp_path.iterdir()] == ["fig9"]
+    assert what in ("a file", "a link") or (tmp_path / "fig9" / name).exists()
 
 
 def test_a_reader_who_has_read_enough_is_no_failure():

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import filelock
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from experiments.harness import cli, reading, status, store
+from experiments.harness.record import keep_networks
 from experiments.harness.store import Network, Store
 from experiments.networks import fig6, fig10, settings, table2, trainer
 from nets import convolution, datasets, resnet, training
@@ -278,6 +281,24 @@ def test_a_damaged_record_of_a_network_in_training_starts_it_again(tiny, tmp_pat
     )
     assert trained == 4
     assert_same(found, whole)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "another format"])
+def test_a_damaged_file_is_no_network_for_those_that_list_them(damage, tmp_path):
+    shutil.copytree(ROOT / "docs" / "record" / "networks", tmp_path / "networks")
+    file, *others = sorted((tmp_path / "networks").glob("*.npz"))
+    if damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[content.index(b"NUMPY") + 130] ^= 0x55
+        file.write_bytes(content)
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            record = {"network": {}, "epochs": 1, "seconds": 1.0, "made_by": []}
+            archive.writestr("network.json", json.dumps(record))
+    assert len(Store(tmp_path).records()) == len(others)
+    assert keep_networks(tmp_path, tmp_path / "docs") == []
+    kept = (tmp_path / "docs" / "record" / "networks").iterdir()
+    assert {x.name for x in kept} == {x.name for x in others}
 
 
 def test_words_do_not_change_the_code():

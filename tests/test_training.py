@@ -343,7 +343,7 @@ def test_statistics_of_replicas_are_another_network(tmp_path):
     assert abs(whole["nc3"][0, 1] / replicas["nc3"][0, 1] - 1) > 3e-4
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.usefixtures("_tiny")
 def test_precision_is_that_of_the_products_alone(precision):
     """The network's products are asked for as said, and what is measured, kept or trained is float32."""
@@ -354,10 +354,11 @@ def test_precision_is_that_of_the_products_alone(precision):
     step = functools.partial(training.train_step, of)
     lines = jax.jit(step).lower(data, state, jnp.arange(16)).as_text().splitlines()
     products = [line for line in lines if "dot_general" in line]
+    asked = {"float32": "HIGHEST", "tf32": "HIGH"}
     # The head, and three convolutions: forward, and backward in both factors but for the first images.
     assert len(products) == 3 + 2 + 3 + 3
-    if precision == "tf32":
-        assert all("precision = [HIGH, HIGH]" in line for line in products)
+    if precision in asked:
+        assert all(f"precision = [{asked[precision]}, {asked[precision]}]" in line for line in products)
     else:
         # Kernels and their gradients are rounded. On CPUs factors are widened again, to sum in float32.
         kernels = [x for x in lines if "convert" in x and "(tensor<3x3x" in x and x.endswith("xbf16>")]

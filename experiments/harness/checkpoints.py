@@ -44,7 +44,7 @@ class Checkpoints:
         """Keeps the pytree of arrays `tree` as the state after `step`."""
         arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
         save = self._ocp.args
-        digest = {"sha256": _digest(arrays), "layout": _layout(arrays)}
+        digest = {"sha256": _digest(arrays), "layout": _layout(tree)}
         with _IN_TURN:
             self._manager.save(
                 step,
@@ -69,7 +69,7 @@ class Checkpoints:
         template = {str(i): np.empty(x.shape, x.dtype) for i, x in enumerate(leaves)}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                arrays = self._read(step, template)
+                arrays = self._read(step, template, _layout(like))
             except OtherLayoutError:
                 raise
             except Exception as error:  # Orbax raises whatever its readers meet.
@@ -82,12 +82,11 @@ class Checkpoints:
             return step, jax.tree.unflatten(structure, [arrays[str(i)] for i in range(len(leaves))])
         return None
 
-    def _read(self, step: int, template: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _read(self, step: int, template: dict[str, np.ndarray], layout: list[str]) -> dict[str, np.ndarray]:
         args = self._ocp.args
         with _IN_TURN:
             digest = self._manager.restore(step, args=args.Composite(digest=args.JsonRestore())).digest
-            # Those of earlier code do not say their layout.
-            if digest.get("layout", _layout(template)) != _layout(template):
+            if digest.get("layout") != layout:
                 raise OtherLayoutError(
                     f"the checkpoints in '{self._manager.directory}' hold other arrays than this code "
                     "makes with these versions of Flax and optax: go on with those that made them, or "
@@ -108,8 +107,10 @@ class OtherLayoutError(ValueError):
     """A checkpoint is of arrays of another layout."""
 
 
-def _layout(arrays: dict[str, np.ndarray]) -> list[str]:
-    return [f"{name} {x.dtype} {x.shape}" for name, x in sorted(arrays.items())]
+def _layout(tree: Any) -> list[str]:
+    """What each array is and where in the tree it stands: many have one shape."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(path)} {x.dtype} {tuple(x.shape)}" for path, x in leaves]
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

@@ -97,7 +97,9 @@ class Network:
     def title(self) -> str:
         """What tells it from the other networks of an experiment, for people."""
         tau = "" if self.tau is None else f" tau={self.tau:g}"
-        return f"{self.setup.architecture} {self.setup.model}{tau} width {self.setup.width}"
+        how = self.setup.recipe.initialization
+        start = "" if how == "he" else f" start {how}"  # Files' names have no word for the first choice.
+        return f"{self.setup.architecture} {self.setup.model}{tau} width {self.setup.width}{start}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -264,11 +266,18 @@ def read_record(file: Path) -> Record | None:
     try:
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    return None
                 record = json.loads(archive.read("network.json"))
         else:
             record = json.loads(file.read_bytes())
-        known = {"network": dict, "epochs": int, "seconds": float, "made_by": list}
-        return record if all(isinstance(record[name], kind) for name, kind in known.items()) else None
+        network = record["network"]
+        known = [
+            *((record["epochs"], int), (record["seconds"], float), (record["made_by"], list)),
+            # Also what is read of a network that nobody asked for by its name.
+            *((network["dataset"], str), (network["setup"]["recipe"], dict)),
+        ]
+        return record if all(isinstance(value, kind) for value, kind in known) else None
     except Exception as error:  # As above.
         if not writing.tells_of_damage(error):
             raise

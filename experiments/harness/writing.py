@@ -26,13 +26,26 @@ from experiments.harness.experiment import LOCAL, Claim, Config, Data, Experimen
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder above the result's `folder`, and raises OSError where it cannot be written there."""
+    """Makes the folder above the result's `folder`, and raises OSError where it cannot be written there.
+
+    Writing replaces the whole folder, so it must hold nothing but what a run leaves.
+    """
     out = folder.parent
     out.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(folder) and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is a file, or a link to nothing", str(folder))
+    others = sorted({x.name for x in folder.glob("[!.]*")} - _results(folder.name))
+    if others:
+        raise FileExistsError(
+            errno.EEXIST, f"it holds {others[0]!r}, which no run writes there", str(folder)
+        )
     with tempfile.TemporaryDirectory(dir=out, prefix=".check-"):
         pass
+
+
+def _results(name: str) -> set[str]:
+    """The files that `write` leaves of the experiment `name`."""
+    return {"data.npz", "summary.json", "table.md", f"{name}.png", f"{name}.pdf"}
 
 
 def write(
@@ -164,7 +177,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
                 except BaseException:
                     (old / folder.name).rename(folder)
                     raise
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # The result is in its place.
             else:
                 new.rename(folder)
     finally:

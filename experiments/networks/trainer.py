@@ -86,11 +86,9 @@ def train(
 
 
 def stacked(histories: Sequence[History], *shape: int) -> History:
-    """The metrics of several networks, each (*shape, epochs)."""
-    return {
-        name: np.stack([history[name] for history in histories]).reshape(*shape, -1)
-        for name in histories[0]
-    }
+    """The metrics that all of several networks have, each (*shape, epochs)."""
+    common = [name for name in histories[0] if all(name in history for history in histories)]
+    return {name: np.stack([history[name] for history in histories]).reshape(*shape, -1) for name in common}
 
 
 Place = tuple[jax.Device, ...]
