@@ -132,6 +132,13 @@ def test_relu_attains_the_linear_minimum_by_a_collapse_and_scipy_goes_no_lower()
     assert best > theory - 1e-9
 
 
+def test_the_orthogonality_of_an_orthogonal_frame_has_the_derivative_0():
+    problem = ufm.deep.problem(ufm.balanced_labels(4, 2), 4)
+    point = ufm.deep.DeepPoint((jnp.eye(4), jnp.eye(4)), jnp.repeat(jnp.eye(4), 2, axis=0))
+    gradient = jax.grad(lambda point: jnp.sum(problem.measure(point).orthogonality))(point)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(gradient))
+
+
 def test_measures_of_layers_are_those_of_the_metrics(key):
     problem = ufm.deep.problem(LABELS, 3, [0.1, 0.2, 0.3], 0.4, activation=jax.nn.relu)
     point = problem.random_point(key, 5)
@@ -139,7 +146,7 @@ def test_measures_of_layers_are_those_of_the_metrics(key):
     for i, x in enumerate(map(np.asarray, problem.features(point))):
         means = np.stack([x[np.asarray(LABELS) == k].mean(0) for k in range(3)])
         np.testing.assert_allclose(measured.nc1[i], ufm.metrics.nc1(x, LABELS, 3), rtol=1e-12)
-        np.testing.assert_allclose(measured.nc2[i], ufm.metrics.nc2(means - means.mean(0)), rtol=1e-10)
+        np.testing.assert_allclose(measured.nc2[i], ufm.metrics.nc2(means - x.mean(0)), rtol=1e-10)
         gram = means @ means.T
         expected = np.linalg.norm(gram / np.linalg.norm(gram) - np.eye(3) / 3**0.5)
         np.testing.assert_allclose(measured.orthogonality[i], expected, rtol=1e-12)

@@ -113,7 +113,7 @@ def test_the_whitening_has_a_derivative(case, precision):
 
     def variability(means):
         if precision == "double":
-            rows = whitening_of(means, jnp.ones(len(means)))
+            rows = whitening_of(means, jnp.ones(len(means)), 0.0)
         else:
             rows = whitening_in_single_precision(means, jnp.array(0.0))
         return jnp.sum((apart @ rows.T) ** 2)
@@ -146,3 +146,20 @@ def test_nc1_has_a_derivative_where_a_unit_is_dead():
 def test_metrics_of_a_classifier_have_a_derivative_at_a_zero_row(metric):
     W = jnp.asarray(np.random.default_rng(4).normal(size=(4, 5))).at[1].set(0)
     assert np.all(np.isfinite(jax.grad(metric)(W)))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.equiangularity,
+        metrics.maximal_angle,
+        lambda W: sum(metrics.uniformity(W, kernel="distance")),
+    ],
+)
+def test_metrics_of_directions_have_their_derivative_where_two_are_equal(metric):
+    """As under minority collapse."""
+    W = jnp.asarray(np.random.default_rng(4).normal(size=(4, 5)))
+    W = W.at[1].set(W[0])
+    both = jnp.zeros_like(W).at[:2].set(jnp.arange(5.0))  # Moves the two as one.
+    slope = (metric(W + 1e-6 * both) - metric(W - 1e-6 * both)) / 2e-6
+    np.testing.assert_allclose(jnp.sum(jax.grad(metric)(W) * both), slope, rtol=1e-6)

@@ -427,6 +427,28 @@ def test_numbers_beyond_float32_and_int32_on_the_way_do_no_harm():
             lambda: ufm.theory.nonnegative_cross_entropy_minimum("abc", 0.1, 0.1),
             "class_sizes must be an array of real numbers, but has shape",
         ),
+        (  # In the order of the minimizer's arguments.
+            lambda: ufm.theory.regularized_squared_error_minimum(np.eye(3), 2, 0.1, 0.1),
+            "bias must be True or False, but is 0.1",
+        ),
+        (
+            lambda: ufm.saddles.find_critical_point(
+                ufm.normalized(LABELS, K), ufm.Point(FRAME, FRAME[LABELS]), max_inner=0
+            ),
+            "max_inner must be finite and at least 1",
+        ),
+        (
+            lambda: ufm.minimize(
+                ufm.Objective(lambda x: 0.0, ufm.manifolds.Euclidean()),
+                jax.random.key(0),
+                ufm.solvers.lbfgs(),
+            ),
+            "the point must hold floating arrays of one dtype, but has key",
+        ),
+        (
+            lambda: ufm.Objective(jnp.sum, ufm.manifolds.Euclidean(), scale=np.ones(3)),
+            "scale must be a scalar",
+        ),
         (
             lambda: ufm.theory.regularized_squared_error_minimum(np.full((3, 3), np.inf), 0.1, 0.1),
             "targets must be finite, but some are not",

@@ -393,3 +393,15 @@ def test_a_class_without_a_sample_has_no_accuracy_under_jit():
         return sums.second_pass(W).add(features, labels).per_class()["accuracy"]
 
     np.testing.assert_array_equal(per_class(jnp.array([0, 0, 2])), [0.5, np.nan, 0.0])
+
+
+@pytest.mark.slow
+def test_nc2_of_a_wide_isotropic_classifier_in_single_precision():
+    """From d = 2897 on d^2 eps is above 1, and |W^T W| is sqrt(d) times smaller than |W|^2."""
+    dim = 2900
+    W = np.concatenate([np.eye(dim), np.eye(dim), np.full((1, dim), dim**-0.5)]).astype(np.float32)
+    gram = W.T.astype(float) @ W
+    k, total = len(W), W.sum(0, dtype=float)
+    on_simplex = (np.trace(gram) - total @ total / k) / (k - 1) ** 0.5
+    expected = (2 - 2 * on_simplex / np.linalg.norm(gram)) ** 0.5
+    np.testing.assert_allclose(ufm.metrics.nc2(jnp.asarray(W)), expected, rtol=1e-4)

@@ -23,6 +23,12 @@ def test_normalized_cost_is_equation_4(key):
     np.testing.assert_allclose(problem.cost(ufm.Point(W, H)), expected, rtol=1e-14)
 
 
+def test_a_classifier_on_spheres_is_that_of_the_normalized_problem():
+    problem = ufm.normalized(LABELS, 4, classifier=ufm.manifolds.Oblique(), classifier_weight=3.0)
+    assert problem.is_normalized
+    assert problem.manifold == ufm.normalized(LABELS, 4, classifier_weight=3.0).manifold
+
+
 def test_regularized_cost_adds_the_decays(key):
     problem = PROBLEMS["regularized"]
     point = problem.random_point(key, 6)

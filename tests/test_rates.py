@@ -481,6 +481,13 @@ def test_the_spectra_work_under_jit_vmap_and_grad():
     np.testing.assert_allclose(best, 0.746837, atol=1e-6)
 
 
+def test_whole_numbers_are_taken_as_floats():
+    whole = theory.regularized_collapse_spectrum(3, 5, 4, 1e-4, 1)
+    np.testing.assert_array_equal(
+        whole.eigenvalues, theory.regularized_collapse_spectrum(3, 5, 4, 1e-4, 1.0).eigenvalues
+    )
+
+
 def test_single_precision_is_kept():
     tau, weight, decay = jnp.float32(1.5), jnp.float32(3.0), jnp.float32(1e-4)
     pairs = [

@@ -351,9 +351,35 @@ def test_lbfgs_goes_on_from_nearly_converged_and_from_far_points():
     assert result.status == ufm.Status.CONVERGED
 
 
+@pytest.mark.parametrize("rule", ["hestenes_stiefel", "hager_zhang"])
+def test_an_infinite_beta_is_replaced_by_minus_the_gradient(rule):
+    """The curvature along the first direction is exactly zero."""
+    objective = ufm.Objective(lambda x: x[0] * x[1], Euclidean())
+    solver = ufm.solvers.conjugate_gradient(rule)
+    first = solver.step(objective, solver.init(objective, jnp.array([1.0, 0.0])))
+    assert first.is_steepest
+    np.testing.assert_array_equal(first.direction, -first.iterate.gradient)
+    assert solver.step(objective, first).iterate.value < first.iterate.value
+
+
+def test_a_cost_may_be_a_number_of_python():
+    result = ufm.minimize(ufm.Objective(lambda x: 1.0, Euclidean()), jnp.ones(2), ufm.solvers.lbfgs())
+    assert (result.value, result.status) == (1, ufm.Status.CONVERGED)
+
+
+def test_lbfgs_keeps_its_scale_where_squares_underflow():
+    def steps(size):
+        objective = ufm.Objective(lambda x: size * jnp.sum(x**2 * jnp.arange(1, 4)), Euclidean())
+        start = jnp.ones(3, jnp.float32)
+        return ufm.minimize(objective, start, ufm.solvers.lbfgs(), tolerance=1e-3 * size).steps
+
+    assert steps(np.float32(2.0**-70)) == steps(np.float32(1))
+
+
 SOLVERS_OF_DERIVATIVES = [
     ufm.solvers.lbfgs(),
     *(ufm.solvers.conjugate_gradient(rule) for rule in ("hestenes_stiefel", "polak_ribiere")),
+    ufm.solvers.trust_region(),
 ]
 
 

@@ -137,8 +137,11 @@ def test_the_cutoff_knows_the_rounding_of_sums(seed):
     noise[::10] += 10_000 * generator.uniform(0.5, 1, 8)
     deviations = np.stack([noise, -noise], 1).reshape(120, 8)  # Of sum zero in every class.
     features = plane[labels] + 0.1 * deviations
-    found = stream_of_six(jnp.asarray(features, jnp.float32), labels)
-    np.testing.assert_allclose(found["nc1"], reference_nc1(features, labels, 6), rtol=0.02)
+    rounded = jnp.asarray(features, jnp.float32)
+    expected = reference_nc1(features, labels, 6)
+    np.testing.assert_allclose(stream_of_six(rounded, labels)["nc1"], expected, rtol=0.02)
+    with jax.enable_x64(False):
+        np.testing.assert_allclose(ufm.metrics.nc1(rounded, labels, 6), expected, rtol=0.02)
 
 
 def stream_of_six(features, labels):

@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks, losses, metrics
-from ufm_jax._products import matmul, power_of_two
+from ufm_jax._products import matmul, norm, power_of_two
 from ufm_jax.problems import Loss, _by_value, _check_loss
 from ufm_jax.riemannian.manifolds import Euclidean, Manifold
 from ufm_jax.riemannian.objective import Objective
@@ -40,7 +40,7 @@ class LayerMetrics(NamedTuple):
 
     Attributes:
         nc1: `metrics.nc1`, variability within the classes.
-        nc2: of the class means less their global mean the distance from a simplex ETF, `metrics.nc2`.
+        nc2: of the class means less the mean of all samples the distance from a simplex ETF, `metrics.nc2`.
         orthogonality: distance of the Gram matrix M M^T of the class means from the identity, both of
             Frobenius norm 1.
     """
@@ -154,8 +154,9 @@ class DeepProblem(Objective):
         by_layer = []
         for x in self.features(point):
             means = metrics.class_means(x, self.labels, self.num_classes, global_mean=None)
+            centred = metrics.class_means(x, self.labels, self.num_classes)
             nc1 = metrics.nc1(x, self.labels, self.num_classes)
-            by_layer.append([nc1, metrics.nc2(means - jnp.mean(means, 0)), _from_frame(means)])
+            by_layer.append([nc1, metrics.nc2(centred), _from_frame(means)])
         return LayerMetrics(*(jnp.stack(values) for values in zip(*by_layer, strict=True)))
 
 
@@ -211,6 +212,5 @@ def _from_frame(means: jax.Array) -> jax.Array:
     """How far the Gram matrix of the rows is from the identity, each of norm 1; 1 where it is zero."""
     means = means / power_of_two(jnp.max(jnp.abs(means)))  # Else tiny or huge squares are 0 or infinite.
     gram = matmul(means, means.T)
-    norm = jnp.linalg.norm(gram)
-    k = len(gram)
-    return jnp.linalg.norm(gram / jnp.where(norm > 0, norm, 1) - jnp.eye(k, dtype=gram.dtype) / k**0.5)
+    size, k = norm(gram), len(gram)
+    return norm(gram / jnp.where(size > 0, size, 1) - jnp.eye(k, dtype=gram.dtype) / k**0.5)

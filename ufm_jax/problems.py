@@ -380,7 +380,8 @@ def normalized(
             f"classifier must be a manifold, as ufm.manifolds.Euclidean(), but is {classifier!r}."
         )
     spheres = Oblique()
-    manifold: Manifold = spheres if classifier is None else Product(Point(W=classifier, H=spheres))
+    unit_rows = classifier is None or isinstance(classifier, Oblique)
+    manifold: Manifold = spheres if unit_rows else Product(Point(W=classifier, H=spheres))
     is_plain = np.ndim(classifier_weight) == 0 and _checks.is_concrete(classifier_weight)
     if not (is_plain and classifier_weight == 1):
         manifold = Weighted(manifold, Point(W=_weights(classifier_weight, num_classes), H=1.0))

@@ -353,8 +353,13 @@ def find_critical_point(
     Returns:
         The `CriticalPoint`.
 
+    Raises:
+        ValueError: as `minimize` does, or `max_inner` is less than 1.
+
     Reference: Nocedal, Wright, *Numerical Optimization* (2006), section 10.3.
     """
+    if max_inner is not None:
+        _checks.count("max_inner", max_inner, 1)
     most_inner = problem.manifold.dimension(point) if max_inner is None else max_inner
     result = minimize(problem, point, _LeastGradient(most_inner), max_steps=max_steps, tolerance=tolerance)
     return CriticalPoint(result.point, result.gradient_norm, result.steps)
@@ -381,7 +386,7 @@ class _LeastGradient:
         x, norm = old.point, old.gradient_norm
         # Steps are asked of the direction of the gradient: its own size would underflow when squared.
         unit = optax.tree.scale(1 / norm, old.gradient)
-        hessian = problem.hessian(x)
+        hessian = problem.hessian_given(old.evaluation, problem.euclidean_gradient(old.evaluation))
 
         def linear(u: Point) -> Point:
             """The Hessian in the coordinates in which it is symmetric in the Euclidean inner product."""

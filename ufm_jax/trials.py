@@ -45,7 +45,8 @@ def grid(
     Args:
         trial: a pure function of keyword arguments, one an axis, to a pytree of arrays.
         axes: for each argument its values, as a list of numbers or keys, or along the leading axis of an
-            array or of all arrays of a pytree (random keys: `jax.random.split(key, trials)`).
+            array or of all arrays of a pytree (random keys: `jax.random.split(key, trials)`). Each is
+            repeated for every combination: of large arrays, pass indices and look them up in the trial.
         batch_size: trials computed together on a device by `vmap`, at least 1 and no more than its share of
             the grid; 1 runs them one after another. If None,
             1 on CPUs, where `vmap` makes each trial wait for the slowest line search, and elsewhere as many

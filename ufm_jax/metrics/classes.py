@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ufm_jax import _checks
-from ufm_jax._products import matmul, power_of_two, root
+from ufm_jax._products import matmul, norm, power_of_two, root
 
 GlobalMean = Literal["samples", "classes"]
 """What the class means are centred by: the mean of all samples, or the mean of the class means."""
@@ -66,6 +66,11 @@ class Centres(NamedTuple):
     def means(self) -> jax.Array:
         """The mean of each class, (K, d)."""
         return self.first + self.shifts
+
+    @property
+    def rounded(self) -> jax.Array:
+        """The norm of what `centred` was added up from, a scalar."""
+        return norm(self.shifts / self.unit)
 
     @property
     def frequencies(self) -> jax.Array:

@@ -132,9 +132,10 @@ def angles(vectors: jax.Array) -> Angles:
 
     sums = in_blocks(of_block, (units, jnp.arange(count)), count)
     simplex, *moments = [jnp.sum(x) / pairs for x in sums]
-    means = jnp.stack(moments[::2])
-    variances = jnp.maximum(jnp.stack(moments[1::2]) - means**2, 0)
-    # Two equal directions are infinitely near for the logarithm, and leave it no variance.
-    variances = jnp.where(jnp.isinf(means), jnp.nan, variances)
-    means = means + middle
-    return Angles(root(variances[0]), simplex, means[1], variances[1], means[2], variances[2])
+    found = []
+    for mean, square, about in zip(moments[::2], moments[1::2], middle, strict=True):
+        variance = jnp.maximum(square - mean**2, 0)
+        # Two equal directions are infinitely near for the logarithm, and leave it no variance.
+        found.append((mean + about, jnp.where(jnp.isinf(mean), jnp.nan, variance)))
+    (_, of_cosine), of_log, of_distance = found
+    return Angles(root(of_cosine), simplex, *of_log, *of_distance)

@@ -300,8 +300,8 @@ def _add_to_second(second: SecondPass, features: jax.Array, labels: jax.Array) -
 def _whitening(centres: Centres) -> jax.Array:
     centred = centres.centred
     if jnp.finfo(centred.dtype).bits >= 64:
-        return whitening_of(centred, centres.counts)
-    return whitening_in_single_precision(centred, jnp.linalg.norm(centres.shifts / centres.unit))
+        return whitening_of(centred, centres.counts, centres.rounded)
+    return whitening_in_single_precision(centred, centres.rounded)
 
 
 @jax.jit

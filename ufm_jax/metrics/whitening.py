@@ -14,13 +14,14 @@ from ufm_jax._products import matmul
 
 
 @jax.jit  # Else both branches would be compiled at every call.
-def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
+def whitening_of(means: jax.Array, weights: jax.Array, rounded: ArrayLike) -> jax.Array:
     """Rows (R, d) with `rows^T rows = Sigma_B^+ = K (M^T M)^+`, R = min(K, d), for means M (K, d).
 
     `weights^T M = 0` for positive weights (K,), as centring leaves it. With d < K the Cholesky factor of
     `M^T M` has the rows. Else, with u the unit vector along the weights and s > 0, they are those of
     `(M^+)^T = (M M^T + s u u^T)^-1 M`. This is twenty times cheaper than eigenvalues, wherever the means
-    span their space well. Elsewhere M itself is decomposed, since its square has half of its digits.
+    span their space well. Elsewhere M itself is decomposed, since its square has half of its digits; there
+    `rounded`, the norm of what M was added up from, a scalar, says which singular values are rounding.
     """
     count, dim = means.shape
     if dim < count:
@@ -39,41 +40,31 @@ def whitening_of(means: jax.Array, weights: jax.Array) -> jax.Array:
         return inverse if dim < count else matmul(matmul(inverse.T, inverse), means)
 
     rows = jax.lax.cond(
-        bound < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps), by_square, lambda: _by_decomposition(means)
+        bound < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps),
+        by_square,
+        lambda: _by_decomposition(means, rounded),
     )
     return count**0.5 * rows
 
 
-def _by_decomposition(means: jax.Array) -> jax.Array:
+def _by_decomposition(means: jax.Array, rounded: ArrayLike) -> jax.Array:
     """The same over `sqrt(K)`, with the cutoff that SciPy's pseudo-inverse has for `M^T M` (d, d).
 
-    In float32 that would hide singular values below a thousandth of the largest; there it is that for M.
+    In float32 that would hide singular values below a thousandth of the largest. The centred means have
+    rank K - 1 at most, since the counts weigh them to zero: there the last of K singular values is rounding
+    and counts as zero, as do all up to `max(K, d) eps` times the largest, and all within the rounding of
+    the sums, `4 eps` times the norm of what was added.
     """
     eps = jnp.finfo(means.dtype).eps
-    doubled = jnp.finfo(means.dtype).bits >= 64
-    relative = (means.shape[1] * eps) ** 0.5 if doubled else max(means.shape) * eps
-    return _inverse_root(len(means), means, relative, 0.0)
+    if jnp.finfo(means.dtype).bits >= 64:
+        return _inverse_root(len(means), means, (means.shape[1] * eps) ** 0.5, 0.0)
+    return _inverse_root(len(means) - 1, means, max(means.shape) * eps, 4 * rounded * eps)
 
 
 @jax.jit
-def whitening_in_single_precision(means: jax.Array, rounded: jax.Array) -> jax.Array:
-    """As `whitening_of`, from the means alone, for a dtype in which squares have too few digits.
-
-    The centred means have rank K - 1 at most, since the counts weigh them to zero. Of K singular values the
-    last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and
-    all within the rounding of the sums, `4 eps` times the norm of what was added.
-
-    Args:
-        means: centred, (K, d).
-        rounded: the norm of what the means are made of, a scalar.
-
-    Returns:
-        The rows, (R, d).
-    """
-    eps = jnp.finfo(means.dtype).eps
-    return len(means) ** 0.5 * _inverse_root(
-        len(means) - 1, means, max(means.shape) * eps, 4 * rounded * eps
-    )
+def whitening_in_single_precision(means: jax.Array, rounded: ArrayLike) -> jax.Array:
+    """As `whitening_of`, from the means alone: squares have too few digits there."""
+    return len(means) ** 0.5 * _by_decomposition(means, rounded)
 
 
 @jax.jit  # Without another N x R matrix.

@@ -76,16 +76,18 @@ class ConjugateGradient(Solver):
         # zero have derivatives that do not.
         beta = jax.lax.stop_gradient(_BETA_RULES[self.beta_rule](manifold, old, new, carried))
         slope = beta * manifold.inner_product(new.point, new.gradient, carried) - new.gradient_norm**2
-        # Not so, either, where a quotient of zero by zero has nothing to say.
-        is_conjugate = found.moved & (beta != 0) & (slope < 0)
-        beta = jnp.where(is_conjugate, beta, 0)
+        # Not so, either, where a quotient by zero has nothing to say.
+        is_conjugate = found.moved & (beta != 0) & (slope < 0) & jnp.isfinite(slope)
+        steepest = optax.tree.scale(-1, new.gradient)
+        mixed = optax.tree.add_scale(steepest, beta, carried)
         # A search that failed along a conjugate direction says nothing of the next one.
         is_told = found.moved | state.is_steepest
         afresh = self.line_search.init(new.value.dtype)
         search = optax.tree.where(is_told, found.state, afresh)
         return ConjugateGradientState(
             new,
-            direction=optax.tree.add_scale(optax.tree.scale(-1, new.gradient), beta, carried),
+            # Chosen, since what is not finite would stay so when multiplied by zero.
+            direction=optax.tree.where(is_conjugate, mixed, steepest),
             slope=jnp.where(is_conjugate, slope, -(new.gradient_norm**2)),
             is_steepest=~is_conjugate,
             search=search,

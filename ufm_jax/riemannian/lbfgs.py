@@ -135,19 +135,20 @@ def _first_scale(iterate: Iterate) -> jax.Array:
 def _with_pair(memory, step, change, least_cosine, manifold, iterate) -> Memory:
     """The memory with one more pair in place of the oldest, if its cosine is positive and at least that."""
     product = manifold.inner_product(iterate.point, step, change)
-    lengths = manifold.norm(iterate.point, step) * manifold.norm(iterate.point, change)
+    step_length, change_length = (manifold.norm(iterate.point, x) for x in (step, change))
+    lengths = step_length * change_length
     is_safe = (product >= least_cosine * lengths) & (product > 0)
     place = memory.pairs % len(memory.products)
 
     def put(ring: jax.Array, x: jax.Array) -> jax.Array:
         return ring.at[place].set(jnp.where(is_safe, x, ring[place]))
 
-    scale = product / manifold.inner_product(iterate.point, change, change)
     return Memory(
         jax.tree.map(put, memory.steps, step),
         jax.tree.map(put, memory.changes, change),
         put(memory.products, product),
-        jnp.where(is_safe, scale, memory.scale),
+        # <s, y> / <y, y>, whose denominator may underflow.
+        jnp.where(is_safe, product / lengths * (step_length / change_length), memory.scale),
         memory.pairs + is_safe.astype(jnp.int32),
     )
 

@@ -48,7 +48,7 @@ class Objective:
             None: the size of the cost at the start of a run, but at most 1.
 
     Raises:
-        ValueError: the cost is no function, the manifold is none, or the scale is negative.
+        ValueError: the cost is no function, the manifold is none, or the scale is negative or no scalar.
 
     Example:
         >>> A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
@@ -69,7 +69,9 @@ class Objective:
             raise ValueError(f"cost must be a function of the point, but is {cost!r}.")
         if not isinstance(manifold, Manifold):
             raise ValueError(f"manifold must be one such as ufm.manifolds.Oblique(), but is {manifold!r}.")
-        _checks.at_least("scale", 0 if scale is None else scale, 0)
+        if scale is not None:
+            _checks.scalar("scale", scale)
+            _checks.at_least("scale", scale, 0)
         self._cost, self.manifold, self._rounding_scale = cost, manifold, scale
 
     def scale_from(self, value: jax.Array) -> jax.Array:
@@ -90,7 +92,8 @@ class Objective:
 
     def evaluate(self, point: Tree) -> Evaluation:
         """The forward pass at `point`. The default makes the gradient with it."""
-        return Evaluation(point, *jax.value_and_grad(self.cost)(point))
+        value, gradient = jax.value_and_grad(self.cost)(point)
+        return Evaluation(point, jnp.asarray(value), gradient)
 
     def euclidean_gradient(self, evaluation: Evaluation) -> Tree:
         """The gradient in the ambient space, given the forward pass."""
@@ -142,7 +145,7 @@ def check_arrays(point: Tree) -> None:
     leaves = jax.tree.leaves(point)
     kinds = sorted({str(getattr(x, "dtype", type(x).__name__)) for x in leaves})
     are_arrays = all(isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves)
-    if len(kinds) != 1 or not are_arrays or not jnp.issubdtype(kinds[0], jnp.floating):
+    if len(kinds) != 1 or not are_arrays or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
         found = " and ".join(kinds) or "no array"
         raise ValueError(f"the point must hold floating arrays of one dtype, but has {found}.")
 

@@ -48,8 +48,9 @@ def seli(class_sizes: ArrayLike, dim: int) -> tuple[jax.Array, jax.Array]:
     _checks.count("dim", dim, k - 1)
     # Rows of Z are equal within a class: once each, of weight sqrt(n_k), they have its singular values.
     root = jnp.sqrt(sizes)[:, None]
-    left, values, right = jnp.linalg.svd(root * (jnp.eye(k) - 1 / k))
+    _, values, right = jnp.linalg.svd(root * (jnp.eye(k) - 1 / k))
     rank = k - 1  # The last singular value is zero.
     lengths = jnp.sqrt(values[:rank])
     room = ((0, 0), (0, dim - rank))
-    return jnp.pad(right[:rank].T * lengths, room), jnp.pad(left[:, :rank] / root * lengths, room)
+    # Right singular vectors are in the span of Z, so a feature is its left one, `Z v / value`, without Z.
+    return jnp.pad(right[:rank].T * lengths, room), jnp.pad(right[:rank].T / lengths, room)

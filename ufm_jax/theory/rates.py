@@ -43,7 +43,8 @@ class Modes:
 
     Attributes:
         eigenvalues: (M,), in no order.
-        multiplicity: of each, at least 1, integers (M,); they sum to the dimension of the manifold.
+        multiplicity: of each, at least 1, integers (M,); they sum to the dimension of the manifold. Outputs
+            of `jit` have JAX's integers, which without x64 end at 2^31 - 1.
         names: of the motions, M strings. A motion that W and the means both make has several eigenvalues,
             and its name occurs as often.
     """
@@ -152,7 +153,7 @@ def regularized_collapse_spectrum(
     _checks.positive_scalar("weight_decay", weight_decay)
     _checks.positive_scalar("feature_decay", feature_decay)
     K, n = num_classes, samples_per_class
-    l_W, l_H = jnp.asarray(weight_decay), jnp.asarray(feature_decay)
+    l_W, l_H = 1.0 * jnp.asarray(weight_decay), 1.0 * jnp.asarray(feature_decay)
     c = K * jnp.sqrt(n * l_W) * jnp.sqrt(l_H)
     if _checks.is_concrete(c) and c >= 1:
         raise ValueError(

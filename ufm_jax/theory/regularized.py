@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from ufm_jax import _checks
@@ -578,6 +579,8 @@ def _singular_values(
     targets: ArrayLike, bias: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Of the targets, or of the targets minus their column means; vectors (N, r), (K, r), and the means."""
+    if not isinstance(bias, bool | np.bool_):
+        raise ValueError(f"bias must be True or False, but is {bias!r}.")
     Y = _checks.matrix("targets", targets)
     if not jnp.issubdtype(Y.dtype, jnp.floating):
         raise ValueError(f"targets must be floating, (N, K), but are {Y.shape} {Y.dtype}.")
