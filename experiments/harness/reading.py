@@ -171,7 +171,10 @@ def read(results: Path) -> tuple[list[Run], list[str]]:
     """The runs in the folder `results` and in its folders, and a sentence on each folder that is no run."""
     runs, skipped = [], []
     for folder in _visible(results):
-        inner = [folder] if (folder / "summary.json").exists() else _visible(folder)
+        try:
+            inner = [] if (folder / "summary.json").exists() else _visible(folder)
+        except OSError:  # Which `_read_folder` meets again.
+            inner = []
         for run_folder in inner or [folder]:
             place = run_folder.relative_to(results).as_posix()
             try:
@@ -229,7 +232,7 @@ def missing(runs: Iterable[Run]) -> list[tuple[Experiment, str, str]]:
             sizes["paper, as the released code"] = _plain(paper) | released
         for size, fields in sizes.items():
             if (name, size) not in found:
-                wanted.append((experiment, command(experiment, fields), "on a GPU"))
+                wanted.append((experiment, command(experiment, fields), "not known"))
     return wanted
 
 

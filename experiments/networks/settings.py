@@ -130,4 +130,5 @@ def describe(config: NetworkConfig) -> str:
     n = config.samples_per_class
     size = f"n={n} a class" if n else "all samples"
     trials = f", {plotting.LINES['median']} of {config.trials} trials" if config.trials > 1 else ""
-    return f"{config.dataset}, {size}, {config.epochs} epochs{trials}"
+    start = "" if config.initialization == "he" else ", PyTorch's default start"
+    return f"{config.dataset}, {size}, {config.epochs} epochs{start}{trials}"
