@@ -55,9 +55,10 @@ def test_tree_norm_is_the_norm_of_all_entries(dtype):
         np.testing.assert_equal(float(Oblique().norm(there, there)), bad)
 
 
-def test_a_cost_whose_slopes_underflow_is_not_converged():
+@pytest.mark.parametrize("solver", [ufm.solvers.gradient_descent(), ufm.solvers.conjugate_gradient()])
+def test_a_cost_whose_slopes_underflow_is_not_converged(solver):
     objective = ufm.Objective(lambda x: 1e-30 * jnp.sum((x - 1) ** 2), Euclidean())
-    result = ufm.minimize(objective, jnp.zeros(2, "float32"), ufm.solvers.lbfgs(), tolerance=0)
+    result = ufm.minimize(objective, jnp.zeros(2, "float32"), solver, tolerance=0)
     assert result.status == ufm.Status.STALLED
     assert 0 < result.gradient_norm < 3e-30
 
