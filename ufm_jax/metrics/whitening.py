@@ -37,34 +37,36 @@ def whitening_of(means: jax.Array, weights: jax.Array, rounded: ArrayLike) -> ja
     bound = 2 * scale * len(gram) * jnp.sum(inverse**2)
 
     def by_square():
-        return inverse if dim < count else matmul(matmul(inverse.T, inverse), means)
+        return count**0.5 * (inverse if dim < count else matmul(matmul(inverse.T, inverse), means))
 
-    rows = jax.lax.cond(
-        bound < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps),
-        by_square,
-        lambda: _by_decomposition(means, rounded),
-    )
-    return count**0.5 * rows
+    def by_decomposition():
+        if jnp.finfo(means.dtype).bits < 64:
+            return whitening_in_single_precision(means, rounded)
+        # The cutoff that SciPy's pseudo-inverse has for `M^T M`.
+        return count**0.5 * _inverse_root(count, means, (dim * jnp.finfo(means.dtype).eps) ** 0.5, 0.0)
 
-
-def _by_decomposition(means: jax.Array, rounded: ArrayLike) -> jax.Array:
-    """The same over `sqrt(K)`, with the cutoff that SciPy's pseudo-inverse has for `M^T M` (d, d).
-
-    In float32 that would hide singular values below a thousandth of the largest. The centred means have
-    rank K - 1 at most, since the counts weigh them to zero: there the last of K singular values is rounding
-    and counts as zero, as do all up to `max(K, d) eps` times the largest, and all within the rounding of
-    the sums, `4 eps` times the norm of what was added.
-    """
-    eps = jnp.finfo(means.dtype).eps
-    if jnp.finfo(means.dtype).bits >= 64:
-        return _inverse_root(len(means), means, (means.shape[1] * eps) ** 0.5, 0.0)
-    return _inverse_root(len(means) - 1, means, max(means.shape) * eps, 4 * rounded * eps)
+    return jax.lax.cond(bound < 1 / jnp.sqrt(jnp.finfo(gram.dtype).eps), by_square, by_decomposition)
 
 
 @jax.jit
 def whitening_in_single_precision(means: jax.Array, rounded: ArrayLike) -> jax.Array:
-    """As `whitening_of`, from the means alone: squares have too few digits there."""
-    return len(means) ** 0.5 * _by_decomposition(means, rounded)
+    """As `whitening_of`, from the means alone, for a dtype in which squares have too few digits.
+
+    The centred means have rank K - 1 at most, since the counts weigh them to zero. Of K singular values the
+    last is therefore rounding and counts as zero, as do all up to `max(K, d) eps` times the largest, and
+    all within the rounding of the sums, `4 eps` times the norm of what was added.
+
+    Args:
+        means: centred, (K, d).
+        rounded: the norm of what the means are made of, a scalar.
+
+    Returns:
+        The rows, (R, d).
+    """
+    eps = jnp.finfo(means.dtype).eps
+    return len(means) ** 0.5 * _inverse_root(
+        len(means) - 1, means, max(means.shape) * eps, 4 * rounded * eps
+    )
 
 
 @jax.jit  # Without another N x R matrix.
